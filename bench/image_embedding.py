@@ -119,12 +119,13 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
         "",
         f"| losses | {' | '.join(METRICS)} |",
         "|---" * (len(METRICS) + 1) + "|",
-        *(f"| {row} | {' | '.join(_cells(results))} |" for row, results in table.items()),
+        *(f"| {row} | {' | '.join(cells(results))} |" for row, results in table.items()),
     ]
     return "\n".join(lines)
 
 
-def _cells(results: list[list[float]]) -> list[str]:
+def cells(results: list[list[float]]) -> list[str]:
+    """Mean and standard deviation over the rows, one for each seed, of each metric."""
     columns = list(zip(*results, strict=True))
     spread = [statistics.stdev(column) if len(column) > 1 else float("nan") for column in columns]
     return [f"{statistics.fmean(column):.3f} ± {off:.3f}" for column, off in zip(columns, spread, strict=True)]

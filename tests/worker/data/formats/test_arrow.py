@@ -19,6 +19,7 @@ from app.recipe.data.sources import Data
 from app.recipe.tasks import TaskName
 from tests.worker.data.formats.builders import PARAM, array, columns_of, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
+from worker.data.formats.column_readers import UNLABELLED
 from worker.data.formats.columns import Samples, TextSamples
 from worker.errors import UserError
 
@@ -356,3 +357,12 @@ def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
 def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     path = packed(tmp_path / "a.zip", files)
     assert message in refusal(path, hf(["text"], ["label"]), "text-classification").message
+
+
+def test_images_without_labels_are_read_for_self_supervision(tmp_path: Path) -> None:
+    found = read(tmp_path, {"image": [picture(10), picture(20)]}, parquet(["image"], []), "self-supervised")
+    assert array(found).shape == (2, 3, 6, 5)
+    assert np.asarray(found.labels).tolist() == [UNLABELLED, UNLABELLED]
+    assert found.class_names is None
+    named = {"image": [picture(10), picture(20)], "kind": ["cat", "dog"]}
+    assert read(tmp_path, named, parquet(["image"], ["kind"]), "self-supervised").labels == ["cat", "dog"]
