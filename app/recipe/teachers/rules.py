@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from app.recipe.data.facts import SampleFacts
-from app.recipe.data.sources import Texts
+from app.recipe.data.sources import Table, Texts
 from app.recipe.data.tokenizers import Trained
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
@@ -33,7 +33,8 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
     if learning and not job.teacher_shares:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
-    if names and not learning and not job.recipe.method.learns_from_teacher:
+    mines = isinstance(job.data, Table) and job.data.mining is not None
+    if names and not learning and not mines and not job.recipe.method.learns_from_teacher:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",
