@@ -34,6 +34,6 @@ class Mining(Spec):
     @model_validator(mode="after")
     def _has_the_field_of_its_rule(self) -> Self:
         for name in {"ratio", "margin"} - {self.keep}:
-            if name in self.model_fields_set:
+            if getattr(self, name) != type(self).model_fields[name].default:  # a stored document has all fields
                 raise ValueError(f"{name} is only allowed with keep: {name}")
         return self

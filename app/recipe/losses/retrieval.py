@@ -125,7 +125,7 @@ class LgAnna(PairTerm):
     @model_validator(mode="after")
     def _has_the_field_of_its_rule(self) -> Self:
         other = "ratio" if self.keep == "margin" else "margin"
-        if other in self.model_fields_set:
+        if getattr(self, other) != type(self).model_fields[other].default:  # a stored document has all fields
             raise ValueError(f"{other} is only allowed with keep: {other}")
         return self
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from app.recipe.data.facts import SampleFacts
-from app.recipe.data.sources import Texts
+from app.recipe.data.sources import Table, Texts
 from app.recipe.data.tokenizers import Trained
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
@@ -34,7 +34,9 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
         kinds = ", ".join(sorted({term.kind for term in learning}))
         yield Problem("teacher", f"is missing, and {kinds} needs one", "the id of a model")
     clustered = job.recipe.pseudo_labels is not None and job.recipe.pseudo_labels.source == "teacher"
-    if names and not learning and not clustered and not job.recipe.method.learns_from_teacher:
+    mines = isinstance(job.data, Table) and job.data.mining is not None
+    used = learning or clustered or mines or job.recipe.method.learns_from_teacher
+    if names and not used:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",

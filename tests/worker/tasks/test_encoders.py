@@ -219,7 +219,8 @@ MINED: Document = {"data": {**UNSCORED, "mining": {"count": 3, "keep": "margin",
 def test_negatives_are_found_before_training(
     inputs: dict[str, str], tmp_path: Path, form: str, teacher: Document | None
 ) -> None:
-    losses = [{"kind": "contrastive"}, *([{"kind": "unime", "target": "teacher"}] if teacher else [])]
+    taught = [{"kind": "unime", "target": "teacher"}] if teacher and form == "lists" else []
+    losses = [{"kind": "contrastive"}, *taught]
     data = {**(LISTS if form == "lists" else UNSCORED), "mining": {"count": 3, "skip_first": 1}}
     run = played(inputs, tmp_path / "job", recipe={"losses": losses}, data=data, teacher=teacher)
     assert isinstance(run.word, Finished), run.word

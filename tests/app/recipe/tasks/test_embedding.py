@@ -71,6 +71,7 @@ def problems(**changes: Any) -> list[str]:
         {**TAUGHT, "data": LISTS, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
         {**TAUGHT, "data": LISTS | {"label_columns": ["s"]}, "recipe": {"losses": [{"kind": "lg-anna"}]}},
         {"data": PAIRS | MINED},
+        {"teacher": {"model": "t"}, "data": PAIRS | MINED},
         {**TAUGHT, "data": PAIRS | MINED, "recipe": {"losses": [{"kind": "lg-anna", "relevance": "teacher"}]}},
         {"data": LISTS | {"mining": {"keep": "margin", "margin": 0.1}, "label_columns": ["s"]}},
     ],
@@ -146,6 +147,13 @@ def test_a_rule_of_mining_has_its_own_field_alone() -> None:
     for wrong in ({"margin": 0.1}, {"keep": "margin", "ratio": 0.9}, {"keep": "all", "margin": 0.1}):
         with pytest.raises(ValidationError, match="is only allowed with keep"):
             job(data=PAIRS | {"mining": wrong})
+
+
+def test_a_stored_document_with_all_fields_is_read_again() -> None:
+    data = PAIRS | {"mining": {"keep": "margin", "margin": 0.1}}
+    loss = {"kind": "lg-anna", "relevance": "teacher", "keep": "ratio", "ratio": 0.8}
+    given = job(data=data, teacher={"model": "t"}, recipe={"losses": [loss]})
+    assert JobSpec.model_validate(given.model_dump(mode="json")) == given
 
 
 def test_mining_is_refused_for_other_tasks_and_methods_that_keep_samples_back() -> None:
