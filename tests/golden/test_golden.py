@@ -19,6 +19,7 @@ NOT_OURS = {
     ("ntxent", "gsimclr_order"),
     ("compsum", "smooth_adv"),
     ("unime", "inbatch_infonce"),
+    ("inpformer", "coherence"),
     *(("cfcd", name) for name in ("arc_curricular", "localmining", "localmining_easy")),
 }
 """Cases about something that this package does not compute; and of `ldr` the authors' other losses."""

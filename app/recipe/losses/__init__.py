@@ -67,6 +67,7 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
+from app.recipe.losses.reconstruction import InpFormer
 from app.recipe.losses.retrieval import (
     Dexml,
     LgAnna,
@@ -102,6 +103,7 @@ __all__ = [
     "Ferkd",
     "Hint",
     "InheritanceExploration",
+    "InpFormer",
     "Jsd",
     "Kd",
     "KdMse",
@@ -183,6 +185,7 @@ Loss = Annotated[
     | MiAlpha
     | FeatureAutoencoder
     | InheritanceExploration
+    | InpFormer
     | Mse
     | SmoothL1
     | Wing
