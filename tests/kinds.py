@@ -104,6 +104,7 @@ SETTINGS: dict[str, Document] = {
     "mi-alpha": {"pair": LAST, "hidden": 8, "embedding": 4},
     "feature-autoencoder": {"tap": "stages.2"},
     "inheritance-exploration": {"pair": LAST},
+    "inp-former": {"pairs": [LAST]},
     "mse": {"target": "teacher"},
     "smooth-l1": {"target": "teacher", "beta": 0.1},
     "wing": {"target": "teacher"},

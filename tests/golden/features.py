@@ -22,8 +22,9 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
+from app.recipe.losses.reconstruction import InpFormer
 from app.recipe.losses.taps import Pair, Tap
-from tests.golden import Case
+from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison
 from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.builder import LossBuilder, TeacherSide
@@ -235,6 +236,21 @@ def autodistil(case: Case) -> Comparisons:
     for side in ("student", "teacher"):
         found = relations(case.inputs[f"q_{side}"], case.hyper["relation_heads"]) + mask
         yield from expect(case, "attention-relation", f"relation_qq_{side}", found)
+
+
+def inp_former(case: Case) -> Comparisons:
+    """Each stage of the stacked maps as a pair. Raises NothingToCompare for the prototypes' coherence."""
+    if "enc" not in case.inputs:
+        raise NothingToCompare("no prototypes, whose coherence is not computed here")
+    sides = {"s": case.inputs["dec"], "t": case.inputs["enc"]}
+    maps = {f"{side}{number}": each for side, whole in sides.items() for number, each in enumerate(whole)}
+    stages = range(len(sides["s"]))
+    bench = Bench(maps, [f"t{number}" for number in stages])
+    spec = InpFormer(pairs=[pair(f"s{number}", f"t{number}") for number in stages], gamma=case.hyper["gamma"])
+    loss, gradients = bench.run(bench.build(spec))
+    yield from expect(case, "inp-former", "loss", loss)
+    found = torch.stack([gradients[f"s{number}"] for number in stages])
+    yield Comparison("inp-former", "grad_dec", found, case.outputs["grad_dec"], is_gradient=True)
 
 
 def pair(student: str, teacher: str) -> Pair:

@@ -54,6 +54,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "ie_kd": features.ie_kd,
     "mi_alpha": features.distiller,
     "autodistil_relation": features.autodistil,
+    "inpformer": features.inp_former,
     "bss": boundary.bss,
     "dml": mutual.dml,
     "dml_author_kl": mutual.author_kl,

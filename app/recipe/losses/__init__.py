@@ -68,6 +68,7 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
+from app.recipe.losses.reconstruction import InpFormer
 from app.recipe.losses.retrieval import (
     Dexml,
     LgAnna,
@@ -106,6 +107,7 @@ __all__ = [
     "Ferkd",
     "Hint",
     "InheritanceExploration",
+    "InpFormer",
     "Jsd",
     "Kd",
     "KdMse",
@@ -188,6 +190,7 @@ Loss = Annotated[
     | MiAlpha
     | FeatureAutoencoder
     | InheritanceExploration
+    | InpFormer
     | Mse
     | SmoothL1
     | Wing

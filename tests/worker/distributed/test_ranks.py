@@ -34,6 +34,7 @@ DROPPING: dict[str, Any] = {
 }
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HINT = {"kind": "hint", "pairs": [{"teacher": "2", "student": "2"}]}
+MINED = {"kind": "inp-former", "pairs": [{"teacher": "blocks.1", "student": "blocks.0"}]}
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05}}},
     "adamp": {
@@ -60,6 +61,11 @@ CASES: dict[str, dict[str, Any]] = {
             "losses": [{"kind": "cross-entropy"}, {"kind": "anyloss", "metric": "g-mean", "amplification": 5.0}],
             "optimizer": {"kind": "sgd", "lr": 0.05},
         },
+    },
+    "inp-former": {
+        "student": {"architecture": "pretrained", "model": "teacher"},
+        "teacher": True,
+        "recipe": {**SPLIT, "losses": [{"kind": "cross-entropy"}, MINED], "optimizer": {"kind": "sgd", "lr": 0.05}},
     },
     "aldr": {
         "recipe": {**SPLIT, "losses": [{"kind": "aldr"}], "accumulate": 2, "optimizer": {"kind": "sgd", "lr": 0.05}},

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES, NormFace
+from app.recipe.losses.features import FeatureTerm
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import dimensions_of
 from app.recipe.tasks import TASKS
@@ -122,7 +123,7 @@ def test_dimensions_are_refused_for_texts() -> None:
 
 def test_losses_are_those_of_vectors_and_of_features_without_pairs_of_texts() -> None:
     fitting = {term.model_fields["kind"].default for term in LOSSES if TASKS[TASK].fits(term)}
-    of_features = {term.model_fields["kind"].default for term in LOSSES if "features" in term.__module__}
+    of_features = {term.model_fields["kind"].default for term in LOSSES if issubclass(term, FeatureTerm)}
     assert fitting == OF_VECTORS | of_features
     assert problems(recipe={"losses": [{"kind": "contrastive"}]})["recipe.losses[0].kind"].startswith("contrastive is")
     assert not TASKS["embedding"].fits(NormFace)
