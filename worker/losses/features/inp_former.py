@@ -65,7 +65,7 @@ class ScaledGradient(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types any number
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient (B, ...) of the value; none of the weights."""
         (weights,) = ctx.saved_tensors
         return grad * weights, None
