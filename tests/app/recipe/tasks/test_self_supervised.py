@@ -11,6 +11,7 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import ArrayFacts
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
+from app.recipe.losses.features import FeatureTerm
 from app.recipe.methods import METHODS
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import dimensions_of
@@ -146,7 +147,7 @@ def test_changes_of_colour_are_for_pixels_of_one_or_three_channels(kind: str) ->
 
 def test_losses_are_those_of_vectors_and_of_features_without_labels() -> None:
     fitting = {term.model_fields["kind"].default for term in LOSSES if TASKS[TASK].fits(term)}
-    of_features = {term.model_fields["kind"].default for term in LOSSES if "features" in term.__module__}
+    of_features = {term.model_fields["kind"].default for term in LOSSES if issubclass(term, FeatureTerm)}
     assert fitting == {"ntxent", "embedding-distance", "similarity-matrix"} | of_features
 
 
