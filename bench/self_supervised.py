@@ -139,7 +139,8 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
     lines = [
         f"On {what}{smaller}: the first {size.train} training images without their labels, in batches of {BATCH}; "
         f"`wide-resnet` 10-1 with 64 dimensions, {size.epochs} epochs. `tuned_accuracy` is that of a classifier that "
-        f"starts from the backbone and has {LABELLED} labels; after random weights it is one from scratch. {seeds}. The run took {seconds / 60:.0f} minutes.",
+        f"starts from the backbone and has {LABELLED} labels; after random weights it is one from scratch. "
+        f"{seeds}. The run took {seconds / 60:.0f} minutes.",
         "",
         f"`{command}`",
         "",
