@@ -127,7 +127,9 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
 def cells(results: list[list[float]]) -> list[str]:
     """Mean and standard deviation over the rows, one for each seed, of each metric."""
     columns = list(zip(*results, strict=True))
-    spread = [statistics.stdev(column) if len(column) > 1 else float("nan") for column in columns]
+    if len(results) == 1:
+        return [f"{value:.3f}" for value in results[0]]
+    spread = [statistics.stdev(column) for column in columns]
     return [f"{statistics.fmean(column):.3f} ± {off:.3f}" for column, off in zip(columns, spread, strict=True)]
 
 

@@ -135,11 +135,12 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
     """The text and the table of a set."""
     what = "scikit-learn's digits (8 x 8)" if name == DIGITS else f"`{Path(name).name}`"
     smaller = f", shrunk {size.shrink} times" if size.shrink > 1 else ""
+    seeds = f"Mean and standard deviation over {size.seeds} seeds" if size.seeds > 1 else "One seed"
     lines = [
         f"On {what}{smaller}: the first {size.train} training images without their labels, in batches of {BATCH}; "
         f"`wide-resnet` 10-1 with 64 dimensions, {size.epochs} epochs. `tuned_accuracy` is that of a classifier that "
-        f"starts from the backbone and has {LABELLED} labels; after random weights it is one from scratch. Mean and "
-        f"standard deviation over {size.seeds} seeds. The run took {seconds / 60:.0f} minutes.",
+        f"starts from the backbone and has {LABELLED} labels; after random weights it is one from scratch. "
+        f"{seeds}. The run took {seconds / 60:.0f} minutes.",
         "",
         f"`{command}`",
         "",
