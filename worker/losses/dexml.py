@@ -135,7 +135,7 @@ def soft_top_k(scores: Tensor, k: int | Tensor, alpha: float) -> Tensor:
 
 
 def log_soft_top_k(scores: Tensor, k: int | Tensor, alpha: float) -> Tensor:
-    """Logarithm of `soft_top_k`."""
+    """Logarithm (Q, L) of `soft_top_k` of the scores (Q, L)."""
     result: Tensor = _SoftTopK.apply(scores, k, alpha, True)  # type: ignore[no-untyped-call]
     return result
 

@@ -176,6 +176,7 @@ def _pair_loss(logits: Tensor, candidates: Tensor) -> Tensor:
 
 
 def log_softmax_over(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Log-softmax over the candidates; finite elsewhere, so that no gradient is NaN."""
+    """Log-softmax of floating logits (N, M) over the candidates (N, M) bool; finite elsewhere, so that no gradient is
+    NaN."""
     lowest = torch.finfo(logits.dtype).min / 4
     return logits.masked_fill(~candidates, lowest).log_softmax(-1)
