@@ -149,7 +149,7 @@ def _of_lists(samples: Samples, classes: Classes, data: Data, param: str) -> tup
     columns = torch.tensor([place[item] for items in lists for item in items])
     rows = torch.arange(len(lists)).repeat_interleave(lengths)
     if classes.count > MANY_LABELS:
-        pairs = torch.stack([rows, columns], 1).unique(dim=0)  # two names may be one class
+        pairs = torch.unique(torch.stack([rows, columns], 1), dim=0)  # two names may be one class
         return _listed(pairs[:, 0], pairs[:, 1], len(lists)), notes
     targets = torch.zeros(len(lists), classes.count)
     targets[rows, columns] = 1.0

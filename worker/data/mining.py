@@ -42,11 +42,11 @@ class Mined(NamedTuple):
 def texts_of(samples: Batch) -> Texts:
     """The texts of samples of pairs or of queries with candidates."""
     numbers, roles = samples.targets[:, TEXT].long().cpu(), samples.targets[:, ROLE].cpu()
-    known, text_of = numbers[roles != PADDING].unique(return_inverse=True)
+    known, text_of = torch.unique(numbers[roles != PADDING], return_inverse=True)
     there = (roles != PADDING).nonzero().squeeze(1)
     rows = torch.full((len(known),), len(samples)).scatter_reduce(0, text_of, there, "amin")
     everywhere = torch.zeros_like(numbers).index_put((there,), text_of)
-    documents = everywhere[(roles == POSITIVE) | (roles == NEGATIVE)].unique()
+    documents = torch.unique(everywhere[(roles == POSITIVE) | (roles == NEGATIVE)])
     return Texts(rows, everywhere, documents)
 
 

@@ -36,7 +36,8 @@ class BinaryCrossEntropyTerm:
         and for the present ones the difference to it."""
         half, weight = self.spec.label_smoothing / 2, self.spec.pos_weight
         total = logits.new_zeros(len(logits))
-        for part in logits.split(LABELS_AT_ONCE, dim=1):
+        parts: tuple[Tensor, ...] = torch.split(logits, LABELS_AT_ONCE, dim=1)
+        for part in parts:
             total = total + (1.0 - half) * F.softplus(part).sum(1)
             if half:
                 total = total + weight * half * F.softplus(-part).sum(1)

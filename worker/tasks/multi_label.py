@@ -150,7 +150,9 @@ class MultiLabelClassification(SampleTask):
         least = 0.5 / len(train)
         frequency = torch.bincount(train[train != IGNORED], minlength=data.model.classes or 0).double() / len(train)
         logits = frequency.clamp(least, 1 - least).logit().float().unsqueeze(0)
-        parts = [many_labels.summarise(logits.expand(len(part), -1), part) for part in positives.split(EVAL_BATCH)]
+        parts = [
+            many_labels.summarise(logits.expand(len(part), -1), part) for part in torch.split(positives, EVAL_BATCH)
+        ]
         return self.evaluate(torch.cat(parts), positives, job.evaluation).metrics
 
     def oddities(self, outputs: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
