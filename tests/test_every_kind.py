@@ -24,6 +24,7 @@ from app.recipe.students.architectures import STUDENTS, ZOO, Student
 from app.recipe.students.hugging_face import is_model_file
 from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
 from app.recipe.tasks import TASKS
+from app.recipe.tasks.multi_label import MANY_LABELS
 from stillhouse import Client, Job, ServiceError
 from tests import kinds
 from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
@@ -59,6 +60,7 @@ GPT2: Document = {
 }
 RUNNING: Document = {"train": "texts.csv", "format": "csv", "input_columns": ["text"], "max_length": 8}
 TAGGED: Document = {**TEXTS, "train": "tags.jsonl", "format": "jsonl", "label_columns": ["tags"]}
+MANY: Document = {**TAGGED, "label_columns": ["numbers"], "classes": MANY_LABELS + 8}
 TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a", "b"], "label_columns": ["sum"]}
 METRICS = {
     "image-classification": {"accuracy", "nll", "ece", "brier"},
@@ -73,6 +75,8 @@ METRICS = {
     "causal-lm": {"perplexity", "nll", "accuracy"},
 }
 """What a report must tell of the student, by task."""
+LISTED = {"precision_at_1", "precision_at_5", "nll"}
+"""The same of labels that are too many for a number each."""
 RANKED = {"mrr", "recall_at_10", "ndcg_at_10"}
 """The same of queries with candidates."""
 AUGMENTED: dict[str, Document] = {
@@ -209,6 +213,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
     given: Document = {"losses": [{"kind": "binary-cross-entropy"}], "epochs": 1}
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
+    yield "many labels of texts", small_job(given, BERT, "multi-label-classification", data=MANY)
     mixed = {"train": "labels", "augment": [{"kind": "mixup"}, {"kind": "cutmix"}]}
     yield "labels of mixed images", small_job(given, kinds.CNN, "multi-label-classification", data=mixed)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
@@ -295,7 +300,11 @@ def write_tables(folder: Path) -> None:
     sentences = [json.dumps({"words": text.split(), "tags": ["O", "B-MOOD", "O"]}) for text, _ in words]
     (folder / "words.jsonl").write_text("\n".join(sentences[index % 2] for index in range(SAMPLES)) + "\n")
     tags = [["day"], ["night", "bad"], []]
-    lines = [json.dumps({"text": words[index % 2][0], "tags": tags[index % 3]}) for index in range(SAMPLES)]
+    numbers = [[MANY_LABELS], [0, 1, 2, 3, 4], []]
+    lines = [
+        json.dumps({"text": words[index % 2][0], "tags": tags[index % 3], "numbers": numbers[index % 3]})
+        for index in range(SAMPLES)
+    ]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
     rows = random.random((SAMPLES, 2))
     write_csv(folder / "table.csv", ("a", "b", "sum"), [(a, b, a + b) for a, b in rows.tolist()])
@@ -326,8 +335,9 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
     weights = load_file(service.client.download(job.id, WEIGHTS, tmp_path))
     report = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())
     assert sum(values.size for values in weights.values()) >= report["student"]["parameters"] > 0
-    listed = bool(job.spec["data"].get("candidate_columns"))
-    assert (RANKED if listed else METRICS[report["task"]]) <= report["student"].keys()
+    ranked, many = job.spec["data"].get("candidate_columns"), (job.spec["data"]["classes"] or 0) > MANY_LABELS
+    wanted = RANKED if ranked else LISTED if many else METRICS[report["task"]]
+    assert wanted <= report["student"].keys()
     assert report["task"] == job.spec["task"]
     taught = [one["name"] for one in job.spec["teachers"] or [job.spec["teacher"]] if one]
     assert list(report["teachers"]) == taught

@@ -23,7 +23,8 @@ class Batch:
     """Raw samples as stored, one tensor (B, ...) per input key; models may have different input keys
     (`Model.input_key`)."""
     targets: Tensor
-    """(B,) int64 classes, (B, S) int64 classes of tokens, or (B, C) floating probabilities of classes or values."""
+    """(B,) int64 classes, (B, S) int64 classes of tokens, (B, C) floating probabilities of classes or values, or
+    (B, P) int32 numbers of the labels of each sample, `IGNORED` behind the last."""
     index: Tensor
     """(B,) int64: index of each sample in its split."""
     epoch: int = 0

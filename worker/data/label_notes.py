@@ -21,10 +21,15 @@ def class_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[s
 
 
 def label_notes(train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
-    """Warnings about labels (N, C) of 0 and 1, any dtype, of the training and evaluation samples."""
+    """Warnings about labels (N, C) of 0 and 1, or lists of them (N, P) int32, of the training and evaluation
+    samples."""
     names = model.class_names or [str(number) for number in range(model.classes or 0)]
-    counts = [targets.sum(0).long().tolist() for targets in (train, evaluation)]
-    alone = [f"no training sample has more than one label{_joined(names)}"] if train.sum(1).max() <= 1 else []
+    if train.dtype == torch.int32:
+        counts = [torch.bincount(each[each >= 0], minlength=len(names)).tolist() for each in (train, evaluation)]
+        most = (train >= 0).sum(1).max()
+    else:
+        counts, most = [targets.sum(0).long().tolist() for targets in (train, evaluation)], train.sum(1).max()
+    alone = [f"no training sample has more than one label{_joined(names)}"] if most <= 1 else []
     return [*_label_notes(counts[0], counts[1], names, len(train)), *alone, *odd_names(model.class_names or [])]
 
 

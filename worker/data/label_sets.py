@@ -17,12 +17,14 @@ from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.data.sources import Data, ImageData
 from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
+from app.recipe.tasks.multi_label import MANY_LABELS
 from worker.data.archive import NDArray
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import MAX_BYTES, data_subject, invalid, shown
 from worker.data.labels import DATA, Classes, class_targets, find_classes, is_class
 from worker.errors import UserError
 from worker.limits import memory_limit, reading
+from worker.tensors import IGNORED
 
 CHUNK = 2**16
 """Rows checked at a time."""
@@ -65,18 +67,41 @@ def _occurring(labels: Any) -> Any:
 
 
 def label_targets(samples: Samples, classes: Classes, data: Data, param: str) -> tuple[Tensor, list[str]]:
-    """Targets (N, C) float32 of 0 and 1, and notes on names that were matched although they are written differently.
+    """Targets (N, C) float32 of 0 and 1, and notes on names that were matched although they are written differently;
+    of more than `MANY_LABELS` classes the numbers (N, P) int32 of those of each sample, ascending, `IGNORED` behind the
+    last, P being the most of any sample.
 
     Raises UserError naming a value that is neither 0 nor 1, or a label that is none of the classes, and its row.
     """
-    rows, bytes_taken = len(samples.labels), 4 * len(samples.labels) * classes.count
+    width = most_labels(samples.labels) if classes.count > MANY_LABELS else classes.count
+    rows, bytes_taken = len(samples.labels), 4 * len(samples.labels) * width
     if bytes_taken > MAX_BYTES:
-        found = f"{rows} samples of {classes.count} labels each take {bytes_taken} bytes"
+        found = f"{rows} samples of {width} labels each take {bytes_taken} bytes"
         raise invalid(f"{found}; accepted: at most {MAX_BYTES}", param)
     with reading(data_subject(param), memory_limit(bytes_taken, 2)):
         if isinstance(samples.labels, list):
             return _of_lists(samples, classes, data, param)
         return _of_array(samples.labels, samples.class_names, classes, data, param)
+
+
+def most_labels(labels: Any) -> int:
+    """Most labels of a sample, from lists of them or 0 and 1 (N, C); at least 1."""
+    if isinstance(labels, list):
+        return max(1, *(len(items) for items in labels))
+    parts = range(0, len(labels), CHUNK)
+    return max(1, *(int(np.count_nonzero(labels[first : first + CHUNK], axis=1).max()) for first in parts))
+
+
+def _listed(rows: Tensor, columns: Tensor, count: int) -> Tensor:
+    """Numbers (N, P) int32 of the labels of `count` samples, from the row and the column of each, both int64, each pair
+    once."""
+    order = (rows * (int(columns.max()) + 1) + columns).argsort()
+    rows, columns = rows[order], columns[order]
+    lengths = rows.bincount(minlength=count)
+    place = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+    found = torch.full((count, max(1, int(lengths.max()))), IGNORED, dtype=torch.int32)
+    found[rows, place] = columns.int()
+    return found
 
 
 def _of_array(
@@ -92,9 +117,13 @@ def _of_array(
     except ClassMismatch as error:
         raise invalid(f"{error}; accepted: a column of labels for each class", param) from None
     _require_flags(labels, data, param)
+    places, notes = match.places if match else list(range(found.count)), [match.note] if match and match.note else []
+    if classes.count > MANY_LABELS:
+        rows, columns = (torch.from_numpy(each) for each in np.nonzero(labels))
+        return _listed(rows, torch.tensor(places)[columns], len(labels)), notes
     targets = torch.zeros(len(labels), classes.count)
-    targets[:, match.places if match else list(range(found.count))] = torch.from_numpy(labels.astype(np.float32))
-    return targets, [match.note] if match and match.note else []
+    targets[:, places] = torch.from_numpy(labels.astype(np.float32))
+    return targets, notes
 
 
 def _require_flags(labels: NDArray, data: Data, param: str) -> None:
@@ -116,10 +145,14 @@ def _of_lists(samples: Samples, classes: Classes, data: Data, param: str) -> tup
         _refuse_unknown(samples, classes, param)
         raise
     place = dict(zip(found if isinstance(found, list) else found.tolist(), places.tolist(), strict=True))
-    targets = torch.zeros(len(lists), classes.count)
     lengths = torch.tensor([len(items) for items in lists])
     columns = torch.tensor([place[item] for items in lists for item in items])
-    targets[torch.arange(len(lists)).repeat_interleave(lengths), columns] = 1.0
+    rows = torch.arange(len(lists)).repeat_interleave(lengths)
+    if classes.count > MANY_LABELS:
+        pairs = torch.unique(torch.stack([rows, columns], 1), dim=0)  # two names may be one class
+        return _listed(pairs[:, 0], pairs[:, 1], len(lists)), notes
+    targets = torch.zeros(len(lists), classes.count)
+    targets[rows, columns] = 1.0
     return targets, notes
 
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.job import EvaluationSpec, JobSpec
+from app.recipe.plan import EVAL_BATCH
 from app.recipe.students.model import ImageInput, ModelConfig, TextInput
+from app.recipe.tasks.multi_label import MANY_LABELS
 from worker.data.batches import Batch
 from worker.data.formats.columns import Samples
 from worker.data.formats.label_lists import LabelColumns
@@ -18,17 +20,22 @@ from worker.data.holdout import hold_out
 from worker.data.label_notes import label_notes
 from worker.data.label_sets import find_label_classes, label_targets
 from worker.data.task_data import Targets, TaskData
+from worker.errors import UserError
+from worker.metrics import many_labels
 from worker.metrics import multi_label as metrics
 from worker.metrics.permutation import Moved, moved_places
-from worker.tasks.base import ClassRow, Evaluation, Metrics
+from worker.tasks.base import Call, ClassRow, Evaluation, Metrics
 from worker.tasks.card import TaskCard
 from worker.tasks.moved import listed_moves
 from worker.tasks.samples import SampleTask
+from worker.tensors import IGNORED
 
 LISTED_LABELS = 1000
 """With more labels than this, the table of classes is left out, and no other order of them is looked for."""
 RANKS = (1, 3, 5)
 """Of how many of the likeliest labels the precision is measured."""
+LEFT_OUT = ("map", "micro_f1", "macro_f1", "ece", "agreement", "kl")
+"""Metrics that listed labels do not have: they need the logits of all samples."""
 RARE = 8
 """Positive samples that a label needs for its place to be judged."""
 
@@ -48,7 +55,8 @@ class MultiLabelCard(TaskCard):
 
 
 class MultiLabelClassification(SampleTask):
-    """Targets (N, C) float32 of 0 and 1, outputs logits (N, C)."""
+    """Targets (N, C) float32 of 0 and 1, outputs logits (N, C); of many classes the targets are lists (N, P) int32 of
+    the classes of each sample, and outputs that are stored are summaries of the logits."""
 
     name = "multi-label-classification"
 
@@ -57,11 +65,16 @@ class MultiLabelClassification(SampleTask):
 
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         classes = find_label_classes(job, teachers, samples)
+        if classes.count > MANY_LABELS:
+            _require_plain(job, classes.count)
         read = {param: label_targets(one, classes, job.data, param) for param, one in samples.items()}
-        return Targets.about(classes, read)
+        found = Targets.about(classes, read)
+        return found if classes.count <= MANY_LABELS else found._replace(notes=[*found.notes, _left_out(classes.count)])
 
     def hold_out(self, train: Batch, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Of the samples by the rarest label that each has, and of those without any, their share."""
+        if train.targets.dtype == torch.int32:
+            return hold_out(_rarest(train.targets), count, seed)
         there = train.targets > 0
         frequency = there.sum(0).expand_as(there).where(there, len(train) + 1)
         rarest = frequency.argmin(-1).where(there.any(-1), train.targets.shape[1])
@@ -84,8 +97,11 @@ class MultiLabelClassification(SampleTask):
         self, outputs: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
         """`map` where a class has a positive sample, `micro_f1`, `macro_f1`, `precision_at_k` of as many classes as
-        there are, `ece`, `nll` (nats); likeness to the teacher: `agreement`, `kl`."""
+        there are, `ece`, `nll` (nats); likeness to the teacher: `agreement`, `kl`. With listed labels `precision_at_k`
+        and `nll` alone, from summaries (see `worker.metrics.many_labels`)."""
         labels, classes = targets.cpu(), outputs.shape[-1]
+        if labels.dtype == torch.int32:
+            return _of_summary(outputs, labels)
         ranking = metrics.mean_average_precision(outputs, labels)
         found = {} if ranking is None else {"map": ranking}
         found |= {"micro_f1": metrics.micro_f1(outputs, labels), "macro_f1": metrics.macro_f1(outputs, labels)}
@@ -95,6 +111,13 @@ class MultiLabelClassification(SampleTask):
         found |= {} if teacher is None else self.likeness(outputs, teacher)
         table = _class_table(outputs, labels) if classes <= LISTED_LABELS else None
         return Evaluation({name: float(value) for name, value in found.items()}, table)
+
+    def outputs_of(self, call: Call, samples: Batch, input_key: str) -> Tensor:
+        """Logits (n, C), or summaries of them where labels are listed."""
+        if samples.targets.dtype != torch.int32:
+            return super().outputs_of(call, samples, input_key)
+        parts = samples.parts(EVAL_BATCH)
+        return torch.cat([many_labels.summarise(call(part.inputs[input_key]), part.targets).cpu() for part in parts])
 
     def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
         """`agreement`, the share of the same decisions about labels, and `kl`, the mean KL(reference || outputs) of a
@@ -115,10 +138,22 @@ class MultiLabelClassification(SampleTask):
 
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
         """Each label's frequency among the training samples, half a sample away from never and always."""
+        if data.train.targets.dtype == torch.int32:
+            return self._listed_baseline(job, data, held_out), "the frequency of each label"
         targets = data.train.targets.cpu().double()
         least = 0.5 / len(targets)
         logits = targets.mean(0).clamp(least, 1 - least).logit().float().expand(len(held_out), -1)
         return self.evaluate(logits, held_out.targets, job.evaluation).metrics, "the frequency of each label"
+
+    def _listed_baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> Metrics:
+        train, positives = data.train.targets.cpu(), held_out.targets.cpu()
+        least = 0.5 / len(train)
+        frequency = torch.bincount(train[train != IGNORED], minlength=data.model.classes or 0).double() / len(train)
+        logits = frequency.clamp(least, 1 - least).logit().float().unsqueeze(0)
+        parts = [
+            many_labels.summarise(logits.expand(len(part), -1), part) for part in torch.split(positives, EVAL_BATCH)
+        ]
+        return self.evaluate(torch.cat(parts), positives, job.evaluation).metrics
 
     def oddities(self, outputs: Tensor, targets: Tensor, model: ModelConfig) -> Iterator[str]:
         """Labels that would be right in another order."""
@@ -133,6 +168,8 @@ class MultiLabelClassification(SampleTask):
         """The NLL moves by at most the difference of the logits; average precision by what changes places that are no
         further apart than twice that."""
         yield "nll", allowed
+        if targets.dtype == torch.int32:
+            return
         exact = metrics.mean_average_precision(outputs, targets.cpu())
         bounds = metrics.average_precision_bounds(outputs, targets.cpu(), 2 * allowed)
         if exact is not None and bounds is not None:
@@ -140,6 +177,42 @@ class MultiLabelClassification(SampleTask):
 
     def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
         return metrics.agreement(outputs, live)
+
+
+def _require_plain(job: JobSpec, classes: int) -> None:
+    """Raise UserError (`invalid_job`) for what needs a number for each label of a sample."""
+    mixing = next((index for index, step in enumerate(job.data.augment) if step.mixes), None)
+    found: dict[str, tuple[bool, str]] = {
+        f"data.augment[{mixing}].kind": (mixing is not None, "augmentations that do not mix samples"),
+        "recipe.method.kind": (job.recipe.method.kind != "supervised", "supervised"),
+        "teachers": (len(job.all_teachers) > 1, "one teacher"),
+        "evaluation.diagnostics": (bool(job.evaluation.diagnostics), "none"),
+        "export": ("onnx-int8" in (job.export or ()), "other formats"),
+    }
+    for param, (wrong, accepted) in found.items():
+        if wrong:
+            message = f"{param} does not work with {classes} labels, whose targets are lists (above {MANY_LABELS})"
+            raise UserError("invalid_job", f"{message}; accepted: {accepted}", param)
+
+
+def _left_out(classes: int) -> str:
+    return f"with {classes} labels, more than {MANY_LABELS}, there are no {', '.join(LEFT_OUT)} and no table of classes"
+
+
+def _rarest(positives: Tensor) -> Tensor:
+    """The rarest label (N,) int64 of each sample, of positives (N, P) int32; one more than all others without any."""
+    there = positives != IGNORED
+    frequency, listed = positives[there].bincount(), positives.long().clamp(min=0)
+    most = int(frequency.sum()) + 1
+    rarest = frequency[listed].where(there, most).argmin(1, keepdim=True)
+    return listed.gather(1, rarest).squeeze(1).where(there.any(1), len(frequency))
+
+
+def _of_summary(summary: Tensor, positives: Tensor) -> Evaluation:
+    """Metrics of predictions of many labels."""
+    found = {f"precision_at_{k}": many_labels.precision_at(summary, positives, k) for k in RANKS}
+    found["nll"] = many_labels.negative_log_likelihood(summary)
+    return Evaluation({name: float(value) for name, value in found.items()}, None)
 
 
 def _class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:

@@ -8,7 +8,13 @@ from app.recipe.data.facts import ArrayFacts
 from app.recipe.data.sources import CsvData, HfData, ImageData, JsonlData, ParquetData, Table
 from app.recipe.problem import Problem
 from app.recipe.students.hugging_face import IMAGE_MODEL_TYPES, TEXT_MODEL_TYPES
-from app.recipe.tasks.base import MainMetric, TaskSpec
+from app.recipe.students.inputs import Input
+from app.recipe.tasks.base import NUMBER_BYTES, MainMetric, TaskSpec
+
+MANY_LABELS = 8192
+"""With more labels than this, targets are lists of the labels that a sample has, and not a number for each label."""
+ASSUMED_LABELS = 32
+"""Most labels of a sample in estimates, where they are listed."""
 
 
 class MultiLabelSpec(TaskSpec):
@@ -26,7 +32,7 @@ class MultiLabelSpec(TaskSpec):
         **{"precision_at_1": True, "precision_at_3": True, "precision_at_5": True},
         **{"ece": False, "nll": False},
     }
-    main_metric = MainMetric("map", higher_is_better=True, tie_breaker="nll", stand_in="micro_f1")
+    main_metric = MainMetric("map", higher_is_better=True, tie_breaker="nll", stand_in="precision_at_1")
     options = frozenset({"data.label_separator"})
     label_shape = "(N, C) of 0 and 1, C at least 2"
 
@@ -37,6 +43,9 @@ class MultiLabelSpec(TaskSpec):
 
     def has_label_shape(self, labels: ArrayFacts) -> bool:
         return len(labels.shape) == 2 and labels.shape[1] > 1 and labels.dtype[0] in "biuf"
+
+    def target_bytes(self, sample: Input, outputs: int) -> int:
+        return NUMBER_BYTES * (outputs if outputs <= MANY_LABELS else ASSUMED_LABELS)
 
     def classes_in(self, labels: ArrayFacts) -> int | None:
         return labels.shape[1]

@@ -16,6 +16,7 @@ from worker.data.formats.columns import Samples, TextSamples
 from worker.data.label_notes import label_notes
 from worker.data.label_sets import find_label_classes, label_targets
 from worker.errors import UserError
+from worker.tensors import IGNORED
 
 LISTS: dict[str, Any] = {"format": "csv", "input_columns": ["x"], "label_columns": ["y"]}
 ARRAYS: dict[str, Any] = {"format": "npz"}
@@ -175,3 +176,29 @@ def test_names_that_may_be_joined_have_a_warning() -> None:
     one = torch.eye(2).repeat(2, 1)
     (told,) = label_notes(one, one, described(["a, b", "c"]))
     assert "no training sample has more than one label, and some may be several: 'a, b' (data.label_separator" in told
+
+
+@pytest.mark.parametrize("form", ["lists", "array"])
+def test_many_classes_become_lists(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_sets, "MANY_LABELS", 3)
+    if form == "lists":
+        given: Any = stored([["d", "a"], [], ["b", "c", "a", "b"]])
+        options = {**LISTS, "class_order": ["a", "b", "c", "d"]}
+    else:
+        given = flags([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
+        options = ARRAYS
+    document = {
+        "task": "multi-label-classification",
+        "data": {"train": "f", **options},
+        "student": {"architecture": "mlp"},
+        "recipe": {"losses": [{"kind": "binary-cross-entropy"}]},
+    }
+    job = JobSpec.model_validate(document)
+    classes = find_label_classes(job, {}, {"data.train": given})
+    found, _ = label_targets(given, classes, job.data, "data.train")
+    assert found.dtype == torch.int32
+    assert found.tolist() == [[0, 3, IGNORED], [IGNORED] * 3, [0, 1, 2]]
+    notes = label_notes(found, found, described(["a", "b", "c", "d"]))
+    monkeypatch.setattr(label_sets, "MANY_LABELS", 9)
+    dense, _ = label_targets(given, classes, job.data, "data.train")
+    assert notes == label_notes(dense, dense, described(["a", "b", "c", "d"]))

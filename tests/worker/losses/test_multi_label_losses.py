@@ -9,15 +9,20 @@ from torch import Tensor
 
 from app.recipe.losses import BinaryCrossEntropy, BinaryKd, LogitMse, Loss
 from worker.losses import build_term
+from worker.losses import multi_label as module
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import BatchOutputs, Objective
+from worker.tensors import IGNORED
 
 CLASSES = 5
-SPECS: list[Loss] = [
+BINARY = [
     BinaryCrossEntropy(),
     BinaryCrossEntropy(pos_weight=3.0),
     BinaryCrossEntropy(label_smoothing=0.2, pos_weight=0.5),
+]
+SPECS: list[Loss] = [
+    *BINARY,
     BinaryKd(),
     BinaryKd(temperature=4.0),
     LogitMse(),
@@ -134,3 +139,30 @@ def test_parts_of_a_batch_add_up(spec: Loss) -> None:
     ]
     assert int(count) == 6
     torch.testing.assert_close(sum(parts), value(spec, rows).mean())
+
+
+@pytest.mark.parametrize("spec", BINARY)
+@pytest.mark.parametrize("at_once", [1, 4, 2**14])
+def test_lists_of_labels_have_the_loss_of_0_and_1(
+    spec: BinaryCrossEntropy, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LABELS_AT_ONCE", at_once)
+    positives = torch.tensor([[0, 3, 6], [2, IGNORED, IGNORED], [IGNORED] * 3, [5, 6, IGNORED]], dtype=torch.int32)
+    labels = torch.zeros(4, 7, dtype=torch.float64)
+    for row, listed in enumerate(positives):
+        labels[row, listed[listed != IGNORED].long()] = 1.0
+    logits = torch.linspace(-9, 9, 28, dtype=torch.float64).view(7, 4).T.clone().requires_grad_()
+    term = module.BinaryCrossEntropyTerm(spec)
+    found, wanted = (term(LossInputs(logits, each, None)) for each in (positives, labels))
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+    gradients = [torch.autograd.grad(each.sum(), logits)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda given: term(LossInputs(given, positives, None)), logits)
+
+
+def test_lists_of_labels_stay_finite_for_huge_logits() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    loss = module.BinaryCrossEntropyTerm(BINARY[1])(LossInputs(logits, torch.tensor([[1]], dtype=torch.int32), None))
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert bool(loss.isfinite() & logits.grad.isfinite().all())

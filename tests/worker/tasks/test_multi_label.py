@@ -21,10 +21,12 @@ from app.recipe.students.architectures import Mlp
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from tests.worker.training.builders import finished, play, require_same_bits, with_teacher
 from worker.bundle.verify import allowed_difference, require_same_metrics
+from worker.data import label_sets
 from worker.data.batches import whole_split
 from worker.data.task_data import TaskData
 from worker.protocol import Assignment, Failed, Finished, Message
 from worker.students.weights import load_model, read_config
+from worker.tasks import multi_label
 from worker.tasks.base import ClassRow
 from worker.tasks.multi_label import LABELS
 
@@ -76,7 +78,7 @@ def test_precision_is_measured_among_as_many_classes_as_there_are() -> None:
 def test_without_a_positive_sample_something_else_decides() -> None:
     found = LABELS.evaluate(-torch.ones(3, 2), torch.zeros(3, 2), OPTIONS)
     assert "map" not in found.metrics
-    assert LABELS.main_metric.of(found.metrics) == "micro_f1"
+    assert LABELS.main_metric.of(found.metrics) == "precision_at_1"
     assert found.classes == [ClassRow(0, 0, None), ClassRow(1, 0, None)]
 
 
@@ -301,3 +303,63 @@ def test_classes_that_the_teacher_lacks_are_refused(
     assert isinstance(word, Failed)
     assert word.fault == "user"
     assert told in word.message
+
+
+def many(folder: Path, **changes: Any) -> Assignment:
+    """A job on lists of six labels of texts; a label is the last letter of each word."""
+    draw, words = random.Random(1), ["ta", "re", "mi", "so", "fu", "ny"]
+    rows = [draw.sample(words, draw.randrange(1, 4)) for _ in range(60)]
+    lines = [json.dumps({"x": " ".join(row), "y": [word[1] for word in row]}) for row in rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "texts").write_text("\n".join(lines) + "\n")
+    document = {
+        "task": "multi-label-classification",
+        "data": {"train": "texts", "format": "jsonl", "input_columns": ["x"], "label_columns": ["y"], "max_length": 8},
+        "student": {"architecture": "transformers", "config": BERT},
+        "recipe": {"losses": [{"kind": "binary-cross-entropy"}], "epochs": 3, "batch_size": 12},
+        "export": FORMATS[:2],
+        "seed": 1,
+    }
+    spec = JobSpec.model_validate({**document, **changes})
+    return Assignment(spec=spec, inputs={name: name for name in spec.references.values()})
+
+
+def test_listed_labels_train_the_model_of_whole_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finished(tmp_path / "whole", many(tmp_path / "whole"))
+    monkeypatch.setattr(label_sets, "MANY_LABELS", 5)
+    monkeypatch.setattr(multi_label, "MANY_LABELS", 5)
+    listed = finished(tmp_path / "listed", many(tmp_path / "listed"))
+    models = [load_model(folder).state_dict() for folder in (whole, listed)]
+    for name, weights in models[0].items():
+        torch.testing.assert_close(models[1][name], weights, rtol=1e-4, atol=1e-5, msg=name)
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (whole, listed)]
+    assert reports[0]["samples"] == reports[1]["samples"]
+    kept = {name: value for name, value in reports[1]["student"].items() if name in LABELS.metrics}
+    assert set(kept) == {"precision_at_1", "precision_at_3", "precision_at_5", "nll"}
+    assert kept == pytest.approx({name: reports[0]["student"][name] for name in kept}, rel=1e-4)
+    assert reports[1]["epochs"]["by"] == "precision_at_1"
+    assert any("there are no map, micro_f1" in warning["message"] for warning in reports[1]["warnings"])
+    require_same_bits(many, tmp_path / "resumed")
+
+
+def test_listed_labels_learn_from_a_teacher_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_sets, "MANY_LABELS", 5)
+    monkeypatch.setattr(multi_label, "MANY_LABELS", 5)
+    folder = finished(tmp_path / "first", many(tmp_path / "first"))
+    losses = [{"kind": "binary-cross-entropy"}, {"kind": "binary-kd"}]
+    recipe = {"losses": losses, "epochs": 2, "batch_size": 12}
+    (tmp_path / "second").mkdir()
+    shutil.copytree(folder, tmp_path / "second" / "teacher")
+    taught = many(tmp_path / "second", recipe=recipe, teacher={"model": "teacher"})
+    report = json.loads((finished(tmp_path / "second", taught) / "report.json").read_text())
+    assert report["teacher"]["precision_at_1"] > 0.0
+    assert "agreement" not in report["student"]
+
+
+def test_a_format_that_needs_a_number_for_each_label_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multi_label, "MANY_LABELS", 5)
+    word = play(many(tmp_path, export=FORMATS), tmp_path).word
+    assert isinstance(word, Failed)
+    assert word.param == "export"
