@@ -35,6 +35,7 @@ DROPPING: dict[str, Any] = {
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 HINT = {"kind": "hint", "pairs": [{"teacher": "2", "student": "2"}]}
 MINED = {"kind": "inp-former", "pairs": [{"teacher": "blocks.1", "student": "blocks.0"}]}
+PATIENT = {"kind": "pkd", "pairs": [{"teacher": "blocks.1", "student": "blocks.0"}]}
 CASES: dict[str, dict[str, Any]] = {
     "sgd": {"recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05}}},
     "adamp": {
@@ -93,6 +94,13 @@ CASES: dict[str, dict[str, Any]] = {
             **{"losses": [{"kind": "cross-entropy"}], "ema_decay": 0.8, "accumulate": 2},
         },
     },
+    "smooth-adversarial": {
+        "data": {"train": "data", "augment": [{"kind": "mixup"}]},
+        "recipe": {
+            **{**SPLIT, "losses": [{"kind": "comp-sum", "tau": 1.5}], "ema_decay": 0.8, "accumulate": 2},
+            "method": {"kind": "smooth-adversarial", "steps": 3, "step_size": 0.01},
+        },
+    },
     "boundary-samples": {
         "teacher": True,
         "recipe": {
@@ -106,6 +114,14 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": {
             **{**SPLIT, "clip_norm": 0.5, "ema_decay": 0.8, "epochs": 4},
             "method": {"kind": "meta", "quiz_fraction": 0.25, "quiz_batch_size": 3, "quiz_batches": 2},
+        },
+    },
+    "meta-pkd": {
+        "student": {"architecture": "pretrained", "model": "teacher"},
+        "teacher": True,
+        "recipe": {
+            **{**SPLIT, "losses": [{"kind": "cross-entropy"}, {"kind": "kd"}, PATIENT]},
+            **{"optimizer": {"kind": "sgd", "lr": 0.05}, "method": {"kind": "meta", "quiz_fraction": 0.25}},
         },
     },
     "meta-difference": {
