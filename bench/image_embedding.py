@@ -8,7 +8,6 @@ so that every seed has other unseen classes, and a teacher of its own for these;
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from bench.quality import CLASSES, DIGITS, STUDENT, TEACHER, Size, set_parser, size_of, write_set
-from bench.report import replace_part
+from bench.report import mean_cells, replace_part
 from bench.students import PARALLEL, Document, learns_from_a_teacher, prepare_process, train
 
 UNSEEN = CLASSES // 2
@@ -119,18 +118,9 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
         "",
         f"| losses | {' | '.join(METRICS)} |",
         "|---" * (len(METRICS) + 1) + "|",
-        *(f"| {row} | {' | '.join(cells(results))} |" for row, results in table.items()),
+        *(f"| {row} | {' | '.join(mean_cells(results))} |" for row, results in table.items()),
     ]
     return "\n".join(lines)
-
-
-def cells(results: list[list[float]]) -> list[str]:
-    """Mean and standard deviation over the rows, one for each seed, of each metric."""
-    columns = list(zip(*results, strict=True))
-    if len(results) == 1:
-        return [f"{value:.3f}" for value in results[0]]
-    spread = [statistics.stdev(column) for column in columns]
-    return [f"{statistics.fmean(column):.3f} ± {off:.3f}" for column, off in zip(columns, spread, strict=True)]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ differs, and none of the settings was tuned to the sets. Labels are made wrong, 
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.quality import CLASSES, DIGITS, STUDENT, Images, Size, read_set, set_parser, size_of
-from bench.report import replace_part
+from bench.report import mean_cells, replace_part
 from bench.students import PARALLEL, Document, prepare_process, train
 
 CROSS_ENTROPY: Document = {"kind": "cross-entropy"}
@@ -220,14 +219,8 @@ def section(name: str, size: Size, found: Results, seconds: float, command: str)
     for table, about in tables(size).items():
         lines += ["", f"{about.title}:", "", f"| loss | {' | '.join(about.columns)} |"]
         lines += ["|---" * (len(about.columns) + 1) + "|"]
-        lines += [f"| {row} | {' | '.join(_cells(values))} |" for row, values in found[table].items()]
+        lines += [f"| {row} | {' | '.join(mean_cells(values, 1))} |" for row, values in found[table].items()]
     return "\n".join(lines)
-
-
-def _cells(results: list[list[float]]) -> list[str]:
-    columns = list(zip(*results, strict=True))
-    spread = [statistics.stdev(column) if len(column) > 1 else float("nan") for column in columns]
-    return [f"{statistics.fmean(column):.1f} ± {off:.1f}" for column, off in zip(columns, spread, strict=True)]
 
 
 if __name__ == "__main__":

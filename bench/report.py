@@ -30,6 +30,15 @@ PACKAGES = (
 )
 
 
+def mean_cells(results: Sequence[Sequence[float]], digits: int = 3) -> list[str]:
+    """Mean and standard deviation over the rows, one for each seed, of each column."""
+    columns = list(zip(*results, strict=True))
+    if len(results) == 1:
+        return [f"{value:.{digits}f}" for value in results[0]]
+    pairs = [(statistics.fmean(column), statistics.stdev(column)) for column in columns]
+    return [f"{mean:.{digits}f} ± {spread:.{digits}f}" for mean, spread in pairs]
+
+
 def show(rows: Sequence[Row], console: Console) -> None:
     """Print the table."""
     table = Table(*HEADINGS)

@@ -18,8 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.image_embedding import cells
-from bench.report import replace_part
+from bench.report import mean_cells, replace_part
 from bench.students import Document, learns_from_a_teacher, prepare_process, train
 
 METRICS = ("ndcg_at_10", "mrr", "recall_at_10")
@@ -185,7 +184,7 @@ def section(size: Size, table: Table, seconds: float) -> str:
         "",
         f"| losses | {' | '.join(METRICS)} |",
         "|---" * (len(METRICS) + 1) + "|",
-        *(f"| {row} | {' | '.join(cells(results))} |" for row, results in table.items()),
+        *(f"| {row} | {' | '.join(mean_cells(results))} |" for row, results in table.items()),
     ]
     return "\n".join(lines)
 

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.image_embedding import cells
 from bench.quality import DIGITS, STUDENT, Size, set_parser, size_of, write_set
-from bench.report import replace_part
+from bench.report import mean_cells, replace_part
 from bench.students import PARALLEL, Document, prepare_process, train
 from worker.metrics.probes import probes
 
@@ -153,7 +152,7 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
 
 def _cells(row: str, results: list[list[float]]) -> list[str]:
     if row != PIXELS:
-        return cells(results)
+        return mean_cells(results)
     return ["" if value != value else f"{value:.3f}" for value in results[0]]
 
 

@@ -10,11 +10,11 @@ from app.recipe.losses import CrossEntropy, Kd, Loss
 from app.recipe.teachers.teacher import Teacher
 from tests.golden import Case
 from tests.golden.comparison import Comparison
+from worker.clustering import k_means
 from worker.losses.builder import LossBuilder
 from worker.losses.objective import TOTAL, BatchOutputs
 from worker.losses.tokens import TokenObjective
 from worker.outputs import HiddenStates, TeacherSignal
-from worker.students.heads.vq_logits import k_means
 
 KIND = "vq-logits"
 

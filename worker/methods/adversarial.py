@@ -21,7 +21,7 @@ from worker.data.batches import Batch
 from worker.kernels.log_probs import entropy, kl, log_probs
 from worker.losses.base import target_column
 from worker.losses.objective import TOTAL
-from worker.methods.attacked_batches import attack_batches, require_pixel_range
+from worker.methods.attacked_batches import attack_batches, attack_figures, require_pixel_range
 from worker.methods.base import Method
 from worker.optimizers.schedules import rate_factor
 from worker.students.measure import network_cost
@@ -34,9 +34,9 @@ from worker.training.loop import (
     Stage,
     Step,
     accumulate_gradients,
-    descend,
     objective_shares,
     run_student,
+    update_student,
 )
 from worker.training.stages import open_teacher
 from worker.training.state import MethodState, TrainState
@@ -89,7 +89,7 @@ class AdversarialMethod(Method[Adversarial]):
     def figures(self, state: TrainState) -> dict[str, Any]:
         """The attack, and the final balance."""
         balance = _state(state)
-        attack = {name: getattr(self.spec, name) for name in ("steps", "step_size", "bound", "random_start")}
+        attack = attack_figures(self.spec)
         if self.spec.robust_teacher is None:
             return {"attack": attack}
         return {"attack": attack, "balance": {"weights": balance.weights, "temperatures": balance.temperatures}}
@@ -154,9 +154,7 @@ class AdversarialStep:
             return self._shares(now, views[number], balanced=several)
 
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
-        values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(state.student))
-        if state.ema is not None:
-            state.ema.update(state.student, state.step + 1, stage.ranks.local)
+        values[GRAD_NORM] = update_student(stage, state)
         if self._robust is not None:
             values |= _balance_metrics(_state(state), values[TOTAL])
         return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ from worker.training.step_inputs import StepInputs
 
 Aim = Callable[[Logits, Tensor, Tensor], Raised]
 """What an attack raises, by the student in evaluation mode, the images and their targets."""
+
+
+def attack_figures(attack: AttackSpec) -> dict[str, Any]:
+    """The attack, for the report."""
+    return {name: getattr(attack, name) for name in ("steps", "step_size", "bound", "random_start")}
 
 
 def require_pixel_range(stage: Stage, student: Model) -> None:

@@ -32,9 +32,9 @@ from worker.training.loop import (
     Stage,
     Step,
     accumulate_gradients,
-    descend,
     objective_shares,
     run_student,
+    update_student,
 )
 from worker.training.state import MethodState, TrainState
 from worker.training.step_inputs import Signals, StepInputs
@@ -200,9 +200,7 @@ class BoundaryStep:
             return found
 
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
-        values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(student))
-        if state.ema is not None:
-            state.ema.update(student, state.step + 1, stage.ranks.local)
+        values[GRAD_NORM] = update_student(stage, state)
         return values | {name: torch.tensor(value, device=stage.device) for name, value in (weights | counts).items()}
 
     def _weights(self, stage: Stage, step: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from worker.data.batches import Batch
 from worker.losses.base import target_column
 from worker.losses.objective import TOTAL
-from worker.methods.attacked_batches import attack_batches, require_pixel_range
+from worker.methods.attacked_batches import attack_batches, attack_figures, require_pixel_range
 from worker.methods.base import Method
 from worker.tensors import IGNORED, at_least_float32
 from worker.training.attacks import Logits, Raised
@@ -21,9 +21,9 @@ from worker.training.loop import (
     Stage,
     Step,
     accumulate_gradients,
-    descend,
     objective_shares,
     run_student,
+    update_student,
 )
 from worker.training.state import TrainState
 from worker.training.step_inputs import Signals, StepInputs
@@ -46,7 +46,7 @@ class SmoothAdversarialMethod(Method[SmoothAdversarial]):
 
     def figures(self, state: TrainState) -> dict[str, Any]:
         """The attack."""
-        return {"attack": {name: getattr(self.spec, name) for name in ("steps", "step_size", "bound", "random_start")}}
+        return {"attack": attack_figures(self.spec)}
 
 
 class SmoothAdversarialStep:
@@ -72,9 +72,7 @@ class SmoothAdversarialStep:
             return found
 
         values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
-        values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(student))
-        if state.ema is not None:
-            state.ema.update(student, state.step + 1, stage.ranks.local)
+        values[GRAD_NORM] = update_student(stage, state)
         return values
 
 

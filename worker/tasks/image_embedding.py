@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from app.recipe.data.sources import Data
 from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import dimensions_of, embedding_of
 from worker.data.batches import Batch
 from worker.data.formats.column_readers import ClassColumns
 from worker.data.formats.columns import Samples
@@ -22,7 +20,7 @@ from worker.metrics import embeddings as similarity
 from worker.metrics import labelled_vectors as metrics
 from worker.tasks.base import Evaluation, Metrics
 from worker.tasks.card import VectorCard
-from worker.tasks.samples import SampleTask
+from worker.tasks.image_vectors import ImageVectors
 
 RECALL_AT = (1, 5, 10)
 """Numbers of nearest images for recall."""
@@ -30,7 +28,7 @@ FALSE_RATES = ("1e-2", "1e-3")
 """Shares of pairs of two classes that may be accepted."""
 
 
-class ImageEmbedding(SampleTask):
+class ImageEmbedding(ImageVectors):
     """Targets (N,) int64, outputs (N, D) floating: an embedding per image. Classes that are trained on have the lowest
     numbers."""
 
@@ -54,19 +52,6 @@ class ImageEmbedding(SampleTask):
     def settle(self, train: Batch, evaluation: Batch, targets: Targets) -> Halves:
         return renumbered(train, evaluation, targets)
 
-    def answer(
-        self,
-        job: JobSpec,
-        train: Batch,
-        targets: Targets,
-        teachers: Mapping[str, ModelConfig],
-        inherited: ModelConfig | None,
-    ) -> dict[str, Any]:
-        embedding = embedding_of(job, teachers)
-        assert embedding is not None  # the task has this option
-        plain = embedding.model_copy(update={"dimensions": None})
-        return {"targets": dimensions_of(job, teachers), "embedding": plain}
-
     def evaluate(
         self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, teacher: Tensor | None = None
     ) -> Evaluation:
@@ -80,19 +65,9 @@ class ImageEmbedding(SampleTask):
         found |= similarity.likeness(embeddings, teacher)
         return Evaluation({name: float(value) for name, value in found.items()})
 
-    def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """The mean `cosine` of embeddings (N, D) float32."""
-        return {"cosine": similarity.teacher_cosine(outputs, reference)}
-
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
         """A random order."""
         return metrics.chance(held_out.targets), "chance"
-
-    def tolerances(
-        self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
-    ) -> Iterator[tuple[str, float]]:
-        """None, for embeddings (N, D) float32: ranks jump if two cosines are that close."""
-        yield from ()
 
 
 IMAGE_VECTORS = ImageEmbedding()

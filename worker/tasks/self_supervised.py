@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,6 @@ from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.losses import NtXent
 from app.recipe.plan import split_counts
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import dimensions_of, embedding_of
 from worker.data.augment import Augmenter
 from worker.data.batches import Batch, whole_split
 from worker.data.formats.column_readers import UNLABELLED, OptionalClassColumns
@@ -30,6 +28,7 @@ from worker.metrics.probes import probes
 from worker.students.model import Model
 from worker.tasks.base import Call, Evaluation, HeldOut, Metrics, Predictions, TeacherExaminer
 from worker.tasks.card import VectorCard
+from worker.tasks.image_vectors import ImageVectors
 from worker.tasks.prediction import evaluating
 from worker.tasks.samples import SampleEvaluator, SampleExaminer, SampleTask
 from worker.tensors import IGNORED
@@ -75,7 +74,7 @@ def _cosines(vectors: Tensor) -> Tensor:
     return (directions @ directions.T).fill_diagonal_(-torch.inf)
 
 
-class SelfSupervised(SampleTask):
+class SelfSupervised(ImageVectors):
     """Outputs (N, D) floating, a vector per image. Targets (N,) int64 are all 0 in training, and in evaluation classes,
     or IGNORED without labels."""
 
@@ -107,19 +106,6 @@ class SelfSupervised(SampleTask):
         figures = {"labels": {"evaluated": len(labels), "classes": len(torch.unique(labels)), "trained": 0}}
         return Halves(without, evaluation, figures)
 
-    def answer(
-        self,
-        job: JobSpec,
-        train: Batch,
-        targets: Targets,
-        teachers: Mapping[str, ModelConfig],
-        inherited: ModelConfig | None,
-    ) -> dict[str, Any]:
-        embedding = embedding_of(job, teachers)
-        assert embedding is not None  # the task has this option
-        plain = embedding.model_copy(update={"dimensions": None})
-        return {"targets": dimensions_of(job, teachers), "embedding": plain}
-
     def label_notes(self, train: Tensor, evaluation: Tensor, model: ModelConfig) -> list[str]:
         labels = evaluation[evaluation != IGNORED]
         probed = len(labels) and len(torch.unique(labels)) > 1 and int(labels.bincount().max()) > 1
@@ -136,10 +122,6 @@ class SelfSupervised(SampleTask):
         found |= similarity.likeness(embeddings, teacher)
         return Evaluation({name: float(value) for name, value in found.items()})
 
-    def likeness(self, outputs: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """The mean `cosine` of vectors (N, D) float32."""
-        return {"cosine": similarity.teacher_cosine(outputs, reference)}
-
     def baseline(self, job: JobSpec, data: TaskData, held_out: Batch) -> tuple[Metrics, str]:
         """Chance, and the largest class."""
         labels = held_out.targets.cpu()
@@ -147,12 +129,6 @@ class SelfSupervised(SampleTask):
         share = {"linear_accuracy": float(labels.bincount().max() / len(labels))} if len(labels) else {}
         others = max(1, 2 * min(COMPARED, len(held_out)) - 1)
         return {**share, "view_recall_at_1": 1 / others}, "chance"
-
-    def tolerances(
-        self, embeddings: Tensor, targets: Tensor, options: EvaluationSpec, allowed: float
-    ) -> Iterator[tuple[str, float]]:
-        """None, for vectors (N, D) float32: neighbours change if two cosines are that close."""
-        yield from ()
 
     def evaluator(
         self,

@@ -38,7 +38,7 @@ from worker.students.model import Model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
 from worker.training import checkpoint
-from worker.training.closed_form import fit_head
+from worker.training.closed_form import fit_head, require_every_class
 from worker.training.evaluator import Evaluator
 from worker.training.fidelity import lower_teachers
 from worker.training.flop_counter import open_flop_counter, student_flops
@@ -97,6 +97,7 @@ def train_job(
     # What the job reads
     paths = {name: folder / path for name, path in assignment.inputs.items()}
     inputs = load_inputs(task, job, paths, seed, device, packing_dir(folder, log, ranks))
+    require_every_class(inputs.data.model, inputs.data.train)
     student = build_student(job, inputs, paths, seed, device, log)
     log_oddities(inputs, student, log)
     data = mine_negatives(job, inputs, student, log, stop, ranks)
@@ -164,7 +165,7 @@ def train_job(
         return Stopped(step=state.step)
 
     monitor.save(state)  # after this point, nothing is trained again
-    fit_head(evaluated(), data.train)
+    fit_head(student.config, evaluated, data.train)
     log(PhaseBegan(phase="evaluating"))
     monitor.evaluate(state)
     if stop():

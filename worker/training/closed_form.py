@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from app.recipe.plan import EVAL_BATCH
+from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batch
 from worker.errors import UserError
 from worker.losses.base import target_column
@@ -15,18 +16,30 @@ from worker.students.heads import nb_diag
 from worker.students.model import Model, last_layer
 
 
-def fit_head(student: Model, samples: Batch) -> None:
-    """Compute the student's head from the training `samples`, as they are, if it is of such a kind.
-
-    Raises UserError (`invalid_data`) if a class has no sample.
-    """
-    spec, layer = nb_diag.spec_of(student.config.architecture), last_layer(student)
-    if spec is None or layer is None:
+def require_every_class(config: ModelConfig, samples: Batch) -> None:
+    """Raise UserError (`invalid_data`) if the student's head needs a mean of every class, and one has no training
+    sample."""
+    spec = nb_diag.spec_of(config.architecture)
+    if spec is None:
         return
-    if missing := nb_diag.fit(layer, _features(student, layer, samples), spec.smoothing):
-        names = student.config.class_names or list(map(str, range(layer.out_features)))
+    labels = target_column(samples.targets).squeeze(-1)
+    missing = (labels.bincount(minlength=config.outputs) == 0).nonzero().flatten().tolist()
+    if missing:
+        names = config.class_names or list(map(str, range(config.outputs)))
         found = f"has no sample of class {names[missing[0]]!r}, whose mean student.head {spec.kind} needs"
         raise UserError("invalid_data", f"data.train {found}; accepted: samples of every class", "data.train")
+
+
+def fit_head(config: ModelConfig, student: Callable[[], Model], samples: Batch) -> None:
+    """Compute the student's head from the training `samples`, as they are, if it is of such a kind. `student` is called
+    in this case alone, since sharded weights are gathered for it."""
+    spec = nb_diag.spec_of(config.architecture)
+    if spec is None:
+        return
+    model = student()
+    layer = last_layer(model)
+    assert layer is not None  # every network of the zoo ends in one
+    nb_diag.fit(layer, _features(model, layer, samples), spec.smoothing)
 
 
 def _features(student: Model, layer: torch.nn.Linear, samples: Batch) -> Iterator[tuple[Tensor, Tensor]]:

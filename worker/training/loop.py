@@ -156,10 +156,17 @@ def take_step(stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[
         return objective_shares(stage, outputs, state.optimizer, count, epoch)
 
     values = accumulate_gradients(stage, stage.trainable, step_inputs, shares)
-    values[GRAD_NORM] = descend(stage, state.optimizer, stage.learning(state.student))
+    values[GRAD_NORM] = update_student(stage, state)
+    return values
+
+
+def update_student(stage: Stage, state: TrainState) -> Tensor:
+    """`descend` with the gradients of the student and of the terms' modules, and update the average of its weights;
+    returns the gradient norm."""
+    norm = descend(stage, state.optimizer, stage.learning(state.student))
     if state.ema is not None and stage.trains_student:
         state.ema.update(state.student, state.step + 1, stage.ranks.local)
-    return values
+    return norm
 
 
 def run_student(stage: Stage, student: Model, micro_batch: Batch, signals: Signals) -> BatchOutputs:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from app.recipe.data.pseudo_labels import PseudoLabels
 from app.recipe.job import JobSpec
+from worker.clustering import k_means
 from worker.data.batches import Batch, Order
 from worker.data.class_batches import distinct_order, repeated_share
 from worker.data.randomness import derive_seed, generator
 from worker.errors import UserError
-from worker.students.heads.vq_logits import k_means
 from worker.students.model import Model
 from worker.tasks.prediction import predict
 

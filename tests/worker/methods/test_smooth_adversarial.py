@@ -84,7 +84,7 @@ def test_the_weights_are_those_of_the_paper_s_steps(accumulate: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-def test_smoothness_is_of_rows_that_count_and_has_a_gradient_where_nothing_changes() -> None:
+def test_smoothness_is_of_rows_that_count_and_has_no_gradient_where_nothing_changes() -> None:
     random = torch.Generator().manual_seed(0)
     clean = torch.randn(5, 3, generator=random, dtype=torch.float64)
     moved = (clean + torch.randn(5, 3, generator=random, dtype=torch.float64)).requires_grad_()

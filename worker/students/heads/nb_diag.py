@@ -61,18 +61,14 @@ def linear_form(moments: ClassMoments, smoothing: float) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def fit(layer: nn.Linear, batches: Iterable[tuple[Tensor, Tensor]], smoothing: float) -> list[int]:
-    """Set the weights of `layer` from batches of features (n, D), floating, and labels (n,) int64. Returns the classes
-    without a sample, with which nothing is set."""
+def fit(layer: nn.Linear, batches: Iterable[tuple[Tensor, Tensor]], smoothing: float) -> None:
+    """Set the weights of `layer` from batches of features (n, D), floating, and labels (n,) int64, of every class."""
     moments = ClassMoments(layer.out_features, layer.in_features)
     for features, labels in batches:
         moments.add(features.cpu(), labels.cpu())
-    if missing := (moments.counts == 0).nonzero().flatten().tolist():
-        return missing
     weight, bias = linear_form(moments, smoothing)
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
-    return []
 
 
 def spec_of(architecture: object) -> NbDiagHead | None:

@@ -9,16 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.clustering import k_means
 from worker.data.randomness import derive_seed
 from worker.errors import UserError
 
 if TYPE_CHECKING:  # a model has a network, which may have this head
     from worker.students.model import Model
-
-ROUNDS = 25
-"""Rounds of Lloyd's algorithm; it ends earlier when nothing changes."""
-DISTANCES = 1 << 24
-"""Distances that are computed at a time."""
 
 
 class CodebookHead(nn.Module):
@@ -94,25 +90,3 @@ def last_decoder_layer(model: Model) -> nn.Linear | CodebookHead | None:
     """The last layer of a language model; none: it is another kind of model."""
     found: Any = model.network.get_output_embeddings() if model.config.predicts_tokens else None  # type: ignore[operator]
     return found  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def k_means(rows: Tensor, centres: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
-    """Centres (K, D) of clusters of `rows` (V, D), floating, and the cluster (V,) int64 of each, by Lloyd's algorithm
-    from `centres` (K, D); of equally near centres the first counts, and one without rows stays where it is."""
-    clusters = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    for number in range(rounds):
-        found = _nearest(rows, centres)
-        if number and torch.equal(found, clusters):
-            break
-        clusters = found
-        counts = torch.bincount(clusters, minlength=len(centres)).unsqueeze(1)
-        sums = torch.zeros_like(centres).index_add_(0, clusters, rows)
-        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-    return centres, clusters
-
-
-def _nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    squares = centres.square().sum(1)
-    parts = torch.split(rows, max(1, DISTANCES // len(centres)))
-    return torch.cat([(squares - 2.0 * part @ centres.T).argmin(1) for part in parts])

@@ -21,8 +21,9 @@ from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.students.shrink import Unshrinkable, shrunk
 from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, Document, stage
 from tests.worker.training.builders import finished, play, require_same_bits
+from worker.clustering import k_means
 from worker.protocol import Failed
-from worker.students.heads.vq_logits import CodebookHead, k_means, last_decoder_layer
+from worker.students.heads.vq_logits import CodebookHead, last_decoder_layer
 from worker.students.measure import network_cost
 from worker.students.weights import InvalidModel, load_model
 
