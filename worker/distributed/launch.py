@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.distributed.failures import RANK_LOST, failed
@@ -35,9 +35,9 @@ from worker.distributed.nodes import (
     Heartbeats,
     Node,
     RendezvousSpec,
+    all_joined,
     broadcast_files,
     ending_processes,
-    number_of,
     rendezvous,
     report_failure,
     send_done,
@@ -70,10 +70,10 @@ LOST_NODE_SECONDS = 5.0
 """The same with several machines, whose launchers don't end each other's processes."""
 END_SECONDS = 5
 """Time from SIGTERM to SIGKILL for the remaining ranks when one has failed."""
-Died = ChildFailedError | RendezvousTimeoutError | RendezvousClosedError | None
+Died = ChildFailedError | DistError | None
 Work = Callable[[Assignment, Path, Send, ShouldStop, SingleProcess], TrainerResult]
 """Function that every process runs; it must be importable, since processes receive its name and not its code."""
-LOOPBACK = {"linux": "lo", "darwin": "lo0"}
+LOOPBACK_INTERFACE = {"linux": "lo", "darwin": "lo0"}
 
 
 class RankArgs(NamedTuple):
@@ -94,8 +94,10 @@ def launch(work: Work, assignment: Assignment, folder: Path, send: Send, stop: S
     """Run `work` on the job's number of processes; must be called in the main thread."""
     try:
         with rendezvous(assignment) as (place, store):
-            if store is None:
+            if place.nodes == 1:
                 return _launch(work, assignment, folder, send, stop, place)
+            if not all_joined(place, store, JOIN_SECONDS):
+                return _too_few_nodes()
             with ending_processes((heartbeats := Heartbeats(store, place.nodes)).job_over):
                 result = _launch(work, assignment, folder, send, stop, place)
             return (heartbeats.failure() if isinstance(result, Failed) else None) or result
@@ -146,14 +148,14 @@ def _launch(
         died = _start(size, args, gpus=gpus)
         for end in (*args.reports, stop_reader):
             end.close()
-    return relay.result or _explain(died, folder, killed_for_memory=oom_kills() > kills)
+    return relay.result or _explain(died, place, folder, killed_for_memory=oom_kills() > kills)
 
 
 def _start(size: int, args: RankArgs, *, gpus: bool) -> Died:
     """Run all ranks to their end; returns the launcher's error, which has the first rank that died, if one did."""
     place = args.place
     if place.nodes == 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(sys.platform, "lo"))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_INTERFACE.get(sys.platform, "lo"))
     if not gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config = LaunchConfig(
@@ -161,9 +163,10 @@ def _start(size: int, args: RankArgs, *, gpus: bool) -> Died:
         max_nodes=place.nodes,
         nproc_per_node=size,
         run_id=place.run,
-        rdzv_backend="c10d",
+        rdzv_backend="static",  # ordered by seat; "c10d" takes a machine that is slow for some seconds for a dead one
         rdzv_endpoint=place.endpoint,
-        rdzv_configs={} if place.nodes == 1 else {"is_host": "false", "join_timeout": str(int(JOIN_SECONDS))},
+        # Those that have a seat wait for the head, which begins when all seats are taken.
+        rdzv_configs={"rank": place.seat, "timeout": int(JOIN_SECONDS) * (2 if place.seat else 1)},
         local_addr=place.address,  # else the name of this machine is resolved, which may fail
         max_restarts=0,  # the supervisor starts another attempt, from the last checkpoint
         signals_to_handle="SIGTERM",  # SIGINT is a request to stop, from a terminal
@@ -172,7 +175,7 @@ def _start(size: int, args: RankArgs, *, gpus: bool) -> Died:
     before = signal.getsignal(signal.SIGTERM)
     try:
         elastic_launch(config, _run_rank)(args)
-    except (ChildFailedError, RendezvousTimeoutError, RendezvousClosedError) as error:
+    except (ChildFailedError, DistError) as error:
         return error
     except Exception:
         traceback.print_exc(file=sys.stderr)
@@ -189,7 +192,7 @@ def _run_rank(args: RankArgs) -> None:
     make_deterministic()
     _divide_the_machine(number, local)
     assignment, pipe = Assignment.model_validate_json(args.assignment), args.reports[number]
-    ranks = join(choose_device(), assignment.spec.resources.sharding, number_of(args.place))
+    ranks = join(choose_device(), assignment.spec.resources.sharding)
 
     def send(report: BaseModel) -> None:
         if ranks.first:
@@ -273,13 +276,14 @@ def _forward_stop(stop: ShouldStop, over: Callable[[float], bool], writer: Conne
             return
 
 
-def _explain(died: Died, folder: Path, *, killed_for_memory: bool) -> Failed:
+def _explain(died: Died, place: RendezvousSpec, folder: Path, *, killed_for_memory: bool) -> Failed:
     """The failure of a job whose processes ended without a result."""
-    if isinstance(died, RendezvousClosedError):  # another machine gave up first, and reports the reason
+    if isinstance(died, DistError) and place.seat:  # the head gave up first, and reports the reason
         return Failed(fault="system", code=RANK_LOST, message="the job's machines stopped waiting for this one")
-    if isinstance(died, RendezvousTimeoutError):
-        message = f"not all of the job's machines joined within {JOIN_SECONDS:g} s"
-        return Failed(fault="capacity", code="too_few_nodes", message=message, param="resources.nodes")
+    if isinstance(died, DistError) and place.nodes > 1:
+        return _too_few_nodes()
+    if isinstance(died, DistError):
+        return Failed(fault="system", code="trainer_died", message="the trainer's processes could not be started")
     if died is None:
         return Failed(fault="system", code="trainer_died", message="the trainer's processes ended without a result")
     number, failure = died.get_first_failure()
@@ -291,3 +295,8 @@ def _explain(died: Died, folder: Path, *, killed_for_memory: bool) -> Failed:
     how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with status {failure.exitcode}"
     code = TRAINER_KILLED if killed_from_outside(failure.exitcode) else "trainer_died"
     return Failed(fault="system", code=code, message=f"process {number} of the job {how}")
+
+
+def _too_few_nodes() -> Failed:
+    message = f"not all of the job's machines joined within {JOIN_SECONDS:g} s"
+    return Failed(fault="capacity", code="too_few_nodes", message=message, param="resources.nodes")

@@ -1,9 +1,9 @@
 """Runs a job on several machines: the worker that claimed it is the head, the others (`stillhouse node`) join it.
 
 They connect to the head's c10d store, which it opens for one job at the address that the operator has set. The store
-has the job's assignment and its number of machines. A machine takes a seat, joins the others by torch's c10d
-rendezvous, and receives all files that the head has staged through the process group. It writes its own failure to the
-store; all other reports are sent by the first process, which is the head's.
+has the job's assignment and its number of machines. A machine takes a seat, whose number orders its processes among
+those of the others, and receives all files that the head has staged through the process group. It writes its own
+failure to the store; all other reports are sent by the first process, which is the head's.
 
 Neither torch's store nor its rendezvous authenticates: only these machines may be able to reach the address.
 """
@@ -31,15 +31,18 @@ from torch._C._distributed_c10d import Store, TCPStore  # torch.distributed has 
 from worker.errors import SystemFault
 from worker.protocol import NODE_LOST, REPORTS, Assignment, Failed
 
-OFFER, SEATS, FIRST, FAILURE, BEAT = (f"stillhouse/{name}" for name in ("call", "seats", "first", "word", "beat"))
-"""Keys in the store: the job, the number of machines that joined, the launcher's number of the head's first process, a
-failure, and for each seat a growing heartbeat counter."""
+OFFER, SEATS, FAILURE, BEAT = (f"stillhouse/{name}" for name in ("offer", "seats", "failure", "beat"))
+"""Keys in the store: the job, the number of machines that joined, a failure, and for each seat a growing heartbeat
+counter."""
 BEAT_SECONDS, TIMEOUT_SECONDS = 0.5, 20.0
 """Interval of a machine's heartbeats, and the time without one after which it counts as lost."""
 DONE = 1 << 40
 """Added to the heartbeat counter of a machine that has done its share."""
 JOIN_SECONDS = 60.0
 """Longest wait for missing machines."""
+SEATS_SECONDS = 0.1
+"""Interval at which the head counts the machines that joined."""
+LOOPBACK = "127.0.0.1"
 REPLY_SECONDS = 5.0
 """Longest wait for a reply of the head."""
 CHUNK = 1 << 24
@@ -65,7 +68,8 @@ class RendezvousSpec(NamedTuple):
     address: str
     """Address at which the other machines reach this one."""
     nodes: int = 1
-    head: bool = True
+    seat: int = 0
+    """This machine's, from 0, which is the head's."""
 
 
 class Node(NamedTuple):
@@ -74,8 +78,6 @@ class Node(NamedTuple):
     place: RendezvousSpec
     assignment: Assignment
     store: Store
-    seat: int
-    """From 1; the head has 0."""
 
 
 class Heartbeats:
@@ -132,36 +134,68 @@ def ending_processes(job_over: Callable[[], bool]) -> Iterator[None]:
 
 def send_heartbeat(node: Node) -> bool:
     """Count up this machine's heartbeat; always false: the job is not over."""
-    node.store.add(f"{BEAT}/{node.seat}", 1)
+    node.store.add(f"{BEAT}/{node.place.seat}", 1)
     return False
 
 
 def send_done(node: Node) -> None:
     """Mark this machine's share as done: no more heartbeats will come."""
     with suppress(RuntimeError):
-        node.store.add(f"{BEAT}/{node.seat}", DONE)
+        node.store.add(f"{BEAT}/{node.place.seat}", DONE)
 
 
 @contextmanager
-def rendezvous(assignment: Assignment) -> Iterator[tuple[RendezvousSpec, Store | None]]:
-    """Offer a job on several machines at the worker's address; of a job on this machine only, the store is none.
+def rendezvous(assignment: Assignment) -> Iterator[tuple[RendezvousSpec, Store]]:
+    """Open a job's store: at the worker's address if the job is for several machines, else on loopback.
 
     Raises SystemFault if the worker has no address, or can't listen on it.
     """
     nodes = assignment.spec.resources.nodes
-    if nodes == 1:
-        yield RendezvousSpec(str(os.getpid()), "127.0.0.1:0", "127.0.0.1"), None
-        return
-    if assignment.rendezvous is None:
+    if nodes > 1 and assignment.rendezvous is None:
         raise SystemFault("no_rendezvous", "this worker has no address at which other machines could join it")
     offer = JobOffer(run=uuid4().hex, nodes=nodes, assignment=assignment)
+    if nodes == 1 or assignment.rendezvous is None:
+        with socket.create_server((LOOPBACK, 0)) as listener:
+            store = _store_of(listener)
+        yield RendezvousSpec(offer.run, f"{LOOPBACK}:{store.port}", LOOPBACK), store
+        return
     host, port = split_address(assignment.rendezvous)
     try:
-        store = TCPStore(host, port, is_master=True, wait_for_workers=False)
-    except (RuntimeError, OSError) as error:
+        with _listening_everywhere(port) as listener:
+            store = _store_of(listener)
+    except OSError as error:
         raise SystemFault("no_rendezvous", "the worker can't listen on the address of the rendezvous") from error
     store.set(OFFER, offer.model_dump_json())
     yield RendezvousSpec(offer.run, assignment.rendezvous, host, nodes), store
+
+
+def _listening_everywhere(port: int) -> socket.socket:
+    """A socket at all of this machine's addresses: the one that others use may be another machine's that forwards."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def _store_of(listener: socket.socket) -> TCPStore:
+    """A store that answers at `listener`; torch's launcher, in this process, finds it by its port."""
+    return TCPStore(
+        LOOPBACK,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def all_joined(place: RendezvousSpec, store: Store, timeout: float) -> bool:
+    """Wait, `timeout` seconds at most, until all other machines of a job have taken a seat."""
+    end = time.monotonic() + timeout
+    while store.add(SEATS, 0) < place.nodes - 1:
+        if time.monotonic() > end:
+            return False
+        time.sleep(SEATS_SECONDS)
+    return True
 
 
 def join_job(address: str, joined: set[str]) -> Node | None:
@@ -186,25 +220,14 @@ def join_job(address: str, joined: set[str]) -> Node | None:
         message = f"the server at {address} does not answer as a worker of this version; trying again"
         raise SystemFault("no_rendezvous", message) from error
     joined.add(offer.run)
-    place = RendezvousSpec(offer.run, address, own, offer.nodes, head=False)
-    return Node(place, offer.assignment, store, seat) if 0 < seat < offer.nodes else None
+    place = RendezvousSpec(offer.run, address, own, offer.nodes, seat)
+    return Node(place, offer.assignment, store) if 0 < seat < offer.nodes else None
 
 
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of HOST:PORT."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def number_of(place: RendezvousSpec) -> int:
-    """Rank of this process, counted from the head's first one; the launcher itself orders machines by address."""
-    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if place.nodes == 1:
-        return number
-    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    if place.head and os.environ["LOCAL_RANK"] == "0":
-        store.set(FIRST, str(number))
-    return (number - int(store.get(FIRST))) % size
 
 
 def report_failure(store: Store, failure: Failed) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from tests.worker.distributed.ranks_stage import die_while_saving, fail_in_the_second
 from tests.worker.training.builders import Played, stage
 from worker.distributed import launch
+from worker.distributed.nodes import RendezvousSpec
 from worker.limits import TIMED_OUT, Note
 from worker.protocol import CheckpointSaved, Failed, PhaseBegan, Report, StepProgress, Stopped
 from worker.trainer.perform import perform
@@ -83,6 +84,7 @@ def test_the_death_of_a_rank_over_its_input_is_explained_by_its_note(tmp_path: P
     note = Note(name="data.train", code="invalid_data", param="data.train", bytes=1, seconds=60, fault="user")
     (tmp_path / "reading-12.json").write_text(note.model_dump_json())
     failure = ProcessFailure(local_rank=1, pid=12, exitcode=status, error_file="")
-    cause = launch._explain(ChildFailedError("rank", {1: failure}), tmp_path, killed_for_memory=False)
+    place = RendezvousSpec("run", "127.0.0.1:1", "127.0.0.1")
+    cause = launch._explain(ChildFailedError("rank", {1: failure}), place, tmp_path, killed_for_memory=False)
     assert cause.fault == fault
     assert (cause.param == "data.train") == (fault == "user")

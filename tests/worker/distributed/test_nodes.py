@@ -138,14 +138,19 @@ def test_a_worker_without_an_address_for_other_machines_is_an_error(tmp_path: Pa
 
 def test_no_machine_joins_if_there_is_no_job_or_all_seats_are_taken(tmp_path: Path, address: str) -> None:
     assert join_job(address, set()) is None
-    with rendezvous(met(tmp_path, address)) as (place, store):
-        assert store is not None
+    with rendezvous(met(tmp_path, address)) as (place, _):
         joined: set[str] = set()
         found = join_job(address, joined)
         assert found is not None
-        assert (found.place.run, found.place.nodes, found.place.head) == (place.run, 2, False)
+        assert (found.place.run, found.place.nodes, found.place.seat) == (place.run, 2, 1)
         assert join_job(address, joined) is None
         assert join_job(address, set()) is None
+
+
+def test_the_store_of_a_job_on_one_machine_listens_on_loopback_alone(tmp_path: Path) -> None:
+    with rendezvous(stage(tmp_path, **JOB, resources={"processes": 2})) as (place, _):
+        ours = [each.laddr for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    assert [at.ip for at in ours if f"{at.ip}:{at.port}" == place.endpoint] == ["127.0.0.1"]
 
 
 def test_an_address_with_another_server_or_that_can_not_be_resolved_is_an_error(
@@ -178,10 +183,9 @@ def test_a_machine_that_joins_when_the_others_have_given_up_leaves_the_reason_to
     monkeypatch.setattr(launch, "JOIN_SECONDS", 1.0)
     assignment = met(tmp_path, address)
     with rendezvous(assignment) as (place, store):
-        assert store is not None
+        head = launch._launch(run, assignment, tmp_path, lambda _: None, lambda: False, place)
         helper = join_job(address, set())
         assert helper is not None
-        head = launch._launch(run, assignment, tmp_path, lambda _: None, lambda: False, place)
         late = launch.assist(run, helper, tmp_path / "late")
         assert not store.check([nodes.FAILURE])
     assert isinstance(head, Failed)
