@@ -64,6 +64,7 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int
         reports = {name: [*run.reports, run.word] for name, run in played.items()}
         dumped = {name: [each.model_dump(mode="json") for each in run] for name, run in reports.items()}
         out.write_text(json.dumps(dumped))
+    torch.distributed.destroy_process_group()
 
 
 def fail_in_the_second(args: RankArgs) -> None:
