@@ -66,8 +66,8 @@ class Recipe(Spec):
     """Losses, optimizer and schedule: how the student is trained."""
 
     losses: list[Loss] = Field(default=[], max_length=16)
-    """Terms of the objective; their weighted sum is minimised. At least one; none if the method has losses of its own, as
-    `hpm` has."""
+    """Terms of the objective; their weighted sum is minimised. At least one, or none for a method that has its own,
+    which is `hpm`."""
     stages: list[StageSpec] = Field(default=[], max_length=8)
     """Stages before this main training, in this order."""
     method: Method = Supervised()

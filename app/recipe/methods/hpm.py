@@ -60,8 +60,8 @@ class Hpm(MethodSpec):
     without_labels: ClassVar[bool] = True
     minimises_losses: ClassVar[bool] = False
     applies: ClassVar[str] = (
-        "Images without labels, with a `vit` as student, in long trainings: the features become good later than those "
-        "of `ntxent`, and need no large batches."
+        "Images without labels, with a `vit` as student; it compares no images of a batch with each other, so batches "
+        "may be small, and no views, so changes of colour are not needed."
     )
     cost: ClassVar[str] = (
         "The student encodes the visible patches alone, and its average whole images, without gradients; two decoders "
@@ -110,6 +110,8 @@ class Hpm(MethodSpec):
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from self._student_problems(job)
+        if self.stable and self.prediction == "absolute":
+            yield Problem(f"{FIELD}.stable", "is true, and only the relative loss has two forms", "false")
         for path, given, accepted in (
             ("recipe.stages", bool(job.recipe.stages), "none"),
             ("recipe.compile", job.recipe.compile, "false"),
