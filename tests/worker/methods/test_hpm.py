@@ -158,6 +158,7 @@ def test_without_hard_patches_the_average_is_not_run(tmp_path: Path) -> None:
         {"mask_ratio": 0.5},
         {"hard_share": 0.0},
         {"prediction": "absolute"},
+        {"stable": True},
         {"normalise_pixels": False},
         {"decoder": {"width": 12, "depth": 1, "heads": 3}},
         {"decay": 0.0, "final_decay": 0.0},
