@@ -26,7 +26,7 @@ from worker.metrics.probes import probes
 LABELLED, BATCH = 100, 128
 PROBES = ("linear_accuracy", "knn_accuracy", "bayes_accuracy")
 METRICS = (*PROBES, "view_recall_at_1", "tuned_accuracy")
-PIXELS, UNTRAINED = "pixels", "random weights"
+PIXELS, UNTRAINED, VIT = "pixels", "random weights", "vit"
 ROWS: dict[str, Document] = {
     UNTRAINED: {"losses": [{"kind": "ntxent"}]},
     "ntxent": {"losses": [{"kind": "ntxent"}]},
@@ -37,8 +37,12 @@ ROWS: dict[str, Document] = {
         "losses": [{"kind": "ntxent"}],
         "pseudo_labels": {"clusters": 4 * BATCH},
     },
+    f"{VIT}, {UNTRAINED}": {"losses": [{"kind": "ntxent"}]},
+    f"{VIT}, ntxent": {"losses": [{"kind": "ntxent"}]},
+    f"{VIT}, hpm": {"method": {"kind": "hpm"}},
+    f"{VIT}, hpm without hard patches": {"method": {"kind": "hpm", "hard_share": 0.0}},
 }
-"""What the recipes of the rows have, by their names."""
+"""What the recipes of the rows have, by their names; those that begin with `VIT` have that student."""
 CHANGES: list[Document] = [{"kind": "resized-crop", "least_area": 0.3}, {"kind": "color-jitter"}]
 COLOURED: list[Document] = [{"kind": "flip"}, {"kind": "grayscale"}]
 """For images of three channels, which mirroring does not change either."""
@@ -80,14 +84,14 @@ def compare(name: str, size: Size) -> Table:
 def job_of(row: str, size: Size, seed: int, *, coloured: bool) -> Document:
     """The job of a backbone."""
     recipe = {"epochs": size.epochs, "batch_size": BATCH, "optimizer": {"kind": "adamw", "lr": 2e-3}}
-    if row == UNTRAINED:
+    if row.endswith(UNTRAINED):
         recipe |= {"max_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e-12}}
     else:
         recipe["schedule"] = {"kind": "cosine"}
     return {
         "task": "self-supervised",
         "data": {"train": "train", "eval": "test", "augment": [*CHANGES, *(COLOURED if coloured else [])]},
-        "student": STUDENT,
+        "student": {"architecture": VIT, "patch_size": 2} if row.startswith(VIT) else STUDENT,
         "embedding": {"dimensions": 64},
         "recipe": {**recipe, **ROWS[row]},
         "evaluation": {"every_epochs": 10_000},
@@ -136,8 +140,9 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
     seeds = f"Mean and standard deviation over {size.seeds} seeds" if size.seeds > 1 else "One seed"
     lines = [
         f"On {what}{smaller}: the first {size.train} training images without their labels, in batches of {BATCH}; "
-        f"`wide-resnet` 10-1 with 64 dimensions, {size.epochs} epochs. `tuned_accuracy` is that of a classifier that "
-        f"starts from the backbone and has {LABELLED} labels; after random weights it is one from scratch. "
+        f"`wide-resnet` 10-1, or `vit` with patches of 2 x 2, with 64 dimensions, {size.epochs} epochs. "
+        f"`tuned_accuracy` is that of a classifier that starts from the backbone and has {LABELLED} labels; after "
+        "random weights it is one from scratch. "
         f"{seeds}. The run took {seconds / 60:.0f} minutes.",
         "",
         f"`{command}`",

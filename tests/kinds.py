@@ -184,7 +184,7 @@ def methods() -> dict[str, Document]:
 
 
 def _teachers(recipe: Document, student: Document, task: TaskName) -> Document:
-    losses = [loss for stage in [*recipe.get("stages", ()), recipe] for loss in stage["losses"]]
+    losses = [loss for stage in [*recipe.get("stages", ()), recipe] for loss in stage.get("losses", ())]
     if any(loss["kind"] == "assistive" for loss in losses):
         return {"teachers": [{"model": name, "name": name} for name in ("tough", "tolerant")]}
     kinds = {one.model_fields["kind"].default: one for one in LOSSES}

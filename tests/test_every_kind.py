@@ -135,6 +135,7 @@ METHOD_JOBS: dict[str, Document] = {
         {"architecture": "shrink"},
         "embedding",
     ),
+    "hpm": small_job({"method": {"kind": "hpm", "hard_share": 1.0}}, {**kinds.VIT, "patch_size": 2}, "self-supervised"),
     "rollback": small_job(
         {**LABELS, "method": {"kind": "rollback", "periods": 3}}, {"architecture": "pretrained", "model": "other"}
     ),
@@ -347,7 +348,9 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
 @pytest.mark.timeout(SECONDS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_loss_has_a_curve(service: Service, ended: dict[str, Job], kind: str) -> None:
-    name = next(name for name, job in JOBS.items() if kind in {term["kind"] for term in job["recipe"]["losses"]})
+    name = next(
+        name for name, job in JOBS.items() if kind in {term["kind"] for term in job["recipe"].get("losses", ())}
+    )
     (series,) = service.client.metrics(ended[name].id, f"train/loss/{kind}")
     assert series.values
     assert np.isfinite(series.values).all()

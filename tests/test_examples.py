@@ -390,7 +390,7 @@ def test_together_they_show_everything_that_a_job_can_choose() -> None:
     methods += [job["recipe"] for job in yaml.safe_load(LANGUAGE_METHODS.read_text()).values()]
     stages = [stage for method in methods for stage in method.get("stages", ())]
     shown = {
-        *(loss["kind"] for recipe in (*recipes, *methods, *stages) for loss in recipe["losses"]),
+        *(loss["kind"] for recipe in (*recipes, *methods, *stages) for loss in recipe.get("losses", ())),
         *(recipe[part]["kind"] for recipe in recipes for part in ("optimizer", "schedule") if part in recipe),
         *(job["student"]["architecture"] for job in jobs),
         *(one["kind"] for job in jobs for one in job.get("evaluation", {}).get("diagnostics", ())),

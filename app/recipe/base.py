@@ -108,6 +108,8 @@ class TaskOption(Option):
     """Kinds of output that it supports."""
     reads: ClassVar[tuple[InputKind, ...]] = ("images", "table", "texts")
     """Kinds of input that it supports."""
+    without_labels: ClassVar[bool] = False
+    """Whether it is only for tasks that learn from samples without labels."""
 
 
 Reference = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+$")]

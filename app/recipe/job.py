@@ -65,8 +65,9 @@ class Checkpointing(Spec):
 class Recipe(Spec):
     """Losses, optimizer and schedule: how the student is trained."""
 
-    losses: list[Loss] = Field(min_length=1, max_length=16)
-    """Terms of the objective; their weighted sum is minimised."""
+    losses: list[Loss] = Field(default=[], max_length=16)
+    """Terms of the objective; their weighted sum is minimised. At least one, or none for a method that has its own,
+    which is `hpm`."""
     stages: list[StageSpec] = Field(default=[], max_length=8)
     """Stages before this main training, in this order."""
     method: Method = Supervised()
@@ -113,7 +114,7 @@ class Recipe(Spec):
     def views(self) -> int:
         """Augmented views of each sample in a batch: as many as the loss with the most compares."""
         objectives = [self.losses, *(stage.losses for stage in self.stages)]
-        return max(term.views for losses in objectives for term in losses)
+        return max((term.views for losses in objectives for term in losses), default=1)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

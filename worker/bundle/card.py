@@ -162,7 +162,8 @@ def _lineage(job: JobSpec) -> str:
     if job.trained_teacher is not None:
         names = f"{names}, which learned too" if names else "a teacher that learned with it from random weights"
     start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
-    return start + (f"distilled from {names}" if names else "trained on labels alone")
+    alone = "trained on labels alone" if job.task_spec.needs_labels else "trained without labels"
+    return start + (f"distilled from {names}" if names else alone)
 
 
 def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
@@ -170,7 +171,7 @@ def _recipe(job: JobSpec, report: Figures) -> Iterator[str]:
     for number, stage in enumerate(recipe.stages, start=1):
         learns = "" if stage.trains == "student" else ", for the losses' own weights"
         yield f"- stage {number}: {_losses(stage.losses)}, {stage.epochs} epochs{learns}"
-    yield f"- losses: {_losses(recipe.losses)}"
+    yield f"- losses: {_losses(recipe.losses) or f'those of the method {recipe.method.kind}'}"
     yield f"- optimizer: {_steps(recipe.optimizer, recipe.schedule)}"
     yield f"- {train['steps']} steps of {recipe.batch_size} samples, {recipe.precision}, seed {job.seed}"
     if written := train.get("written"):

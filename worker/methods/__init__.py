@@ -7,6 +7,7 @@ from typing import Any
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.hpm import Hpm
 from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
@@ -19,6 +20,7 @@ from app.recipe.methods.supervised import Supervised
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
 from worker.methods.boundary_samples import BoundaryMethod
+from worker.methods.hpm import HpmMethod
 from worker.methods.meta import MetaMethod
 from worker.methods.mutual import MutualMethod
 from worker.methods.on_policy import OnPolicyMethod
@@ -41,6 +43,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Online: OnlineMethod,
     Meta: MetaMethod,
     Supernet: SupernetMethod,
+    Hpm: HpmMethod,
 }
 
 

@@ -62,8 +62,8 @@ class MethodInputs(NamedTuple):
 class Method(ABC, Generic[Spec]):
     """Takes the steps of the main training of a job.
 
-    `learners` and `State` define the networks and counters that it has beside the student; DDP, FSDP, moving averages,
-    optimizers, learning rates and checkpoints use these definitions.
+    `learners`, `modules`, `untrained_modules` and `State` define what it has beside the student; DDP, FSDP, moving
+    averages, optimizers, learning rates and checkpoints use these definitions.
     """
 
     State: ClassVar[type[MethodState]] = MethodState
@@ -78,6 +78,11 @@ class Method(ABC, Generic[Spec]):
 
     def modules(self) -> dict[str, nn.Module]:
         """Modules of its own that learn with the student in the main training, by name; called after `learners`."""
+        return {}
+
+    def untrained_modules(self) -> dict[str, nn.Module]:
+        """Modules of its own that change without gradients, such as averages of weights, by name; called after
+        `modules`, when these are on the device."""
         return {}
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Vit
@@ -49,11 +50,32 @@ class VitNetwork(nn.Module):
         self._init()
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.embed(x).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1)
-        out = self.blocks(tokens + self.positions)
+        out = self.blocks(self._embedded(x))
         logits: Tensor = self.head(self.norm(out[:, 0]))
         return logits
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of an image."""
+        return self.positions.shape[1] - 1
+
+    @property
+    def side(self) -> int:
+        """Side of a patch, in pixels."""
+        return self.embed.kernel_size[0]
+
+    def encode(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Normalised tokens (N, 1 + V, D), floating, of the class and of the patches `visible` (N, V) int64 of images
+        (N, C, H, W), which attend to no others. Patches are numbered row by row."""
+        kept = F.pad(visible + 1, (1, 0)).unsqueeze(-1)
+        tokens = self._embedded(x)
+        encoded: Tensor = self.norm(self.blocks(tokens.gather(1, kept.expand(-1, -1, tokens.shape[-1]))))
+        return encoded
+
+    def _embedded(self, x: Tensor) -> Tensor:
+        """Inputs (N, 1 + P, D) of the first block: the class token, and all patches."""
+        patches = self.embed(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1) + self.positions
 
     def _init(self) -> None:
         for module in self.modules():

@@ -127,6 +127,7 @@ def train_job(
     batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share, order)
     teachers = caches.wrap(handles, inputs.folders, data, batches.augment)
     stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks, method.modules()))
+    state.aux_modules.update(method.untrained_modules())
     if pseudo_labels is not None:
         state.aux_modules[PSEUDO_LABELS] = pseudo_labels.to(device)
     wrap_learners(state, ranks)

@@ -6,13 +6,29 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worker.students.model import Model
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+@torch.no_grad()
+def move_towards(
+    average: nn.Module, module: nn.Module, share: float, local: Callable[[Tensor], Tensor] = _same
+) -> None:
+    """Move the floating tensors of `average` by a share of the way to those of `module`, which has the same ones; other
+    tensors are copied. `local` returns this process's shard of each tensor, of any shape, in its dtype."""
+    averages, values = (map(local, each.state_dict().values()) for each in (average, module))
+    unique = {moved.data_ptr(): (moved, value) for moved, value in zip(averages, values, strict=True)}
+    pairs = list(unique.values())  # weights that two layers share are averaged once
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], share)
+    for moved, value in pairs:
+        if not moved.is_floating_point():
+            moved.copy_(value)
 
 
 class Ema:
@@ -26,16 +42,7 @@ class Ema:
         self.decay = decay
         self.model = deepcopy(student).requires_grad_(False).eval()
 
-    @torch.no_grad()
     def update(self, student: Model, step: int, local: Callable[[Tensor], Tensor] = _same) -> None:
         """Add the weights after optimizer step `step`, counted from 1; `local` returns this process's shard of each
         tensor, of any shape, in its dtype."""
-        share = (1 - self.decay) / (1 - self.decay**step)
-        averages, values = (map(local, model.state_dict().values()) for model in (self.model, student))
-        unique = {average.data_ptr(): (average, value) for average, value in zip(averages, values, strict=True)}
-        pairs = list(unique.values())  # weights that two layers share are averaged once
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in floats], [v for _, v in floats], share)
-        for average, value in pairs:
-            if not average.is_floating_point():
-                average.copy_(value)
+        move_towards(self.model, student, (1 - self.decay) / (1 - self.decay**step), local)

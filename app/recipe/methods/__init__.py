@@ -9,6 +9,7 @@ from pydantic import Field
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.hpm import Hpm
 from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
 from app.recipe.methods.on_policy import OnPolicy
@@ -30,7 +31,8 @@ Method = Annotated[
     | Adversarial
     | SmoothAdversarial
     | BoundarySamples
-    | Supernet,
+    | Supernet
+    | Hpm,
     Field(discriminator="kind"),
 ]
 METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])

@@ -39,6 +39,8 @@ class MethodSpec(TaskOption):
     plain_steps: ClassVar[bool] = False
     """Whether its steps compute the recipe's losses as `supervised` does: of the student alone, on the data's samples,
     once in a step."""
+    minimises_losses: ClassVar[bool] = True
+    """Whether its steps minimise `recipe.losses`; otherwise there are none, and it has losses of its own."""
     divides: ClassVar[frozenset[str]] = frozenset()
     """Kinds of losses that couple the samples of a batch, and that its steps compute in parts all the same."""
 
@@ -66,7 +68,8 @@ class MethodSpec(TaskOption):
 
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:
         """The stages that it divides the main training into; each has the losses of `recipe`."""
-        return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)]
+        # without validation: there are no losses if the method has its own
+        return [StageSpec.model_construct(losses=recipe.losses, epochs=recipe.epochs)]
 
     def batch_teachers(self) -> frozenset[str]:
         """Names of teachers that its steps run on the batches of the data, even if no loss does."""
@@ -124,4 +127,13 @@ def method_problems(job: JobSpec) -> Iterator[Problem]:
         found = f"is {method.kind}, which is not for {job.task}"
         yield Problem(f"{FIELD}.kind", found, f"supervised, or a task of {', '.join(tasks_for(type(method)))}")
         return
+    yield from _losses_problems(job)
     yield from method.problems(job)
+
+
+def _losses_problems(job: JobSpec) -> Iterator[Problem]:
+    method, losses = job.recipe.method, job.recipe.losses
+    if method.minimises_losses and not losses:
+        yield Problem("recipe.losses", f"is empty, and {method.kind} minimises them", "1 to 16 terms")
+    if losses and not method.minimises_losses:
+        yield Problem("recipe.losses", f"is given, and {method.kind} has losses of its own", "none")

@@ -55,7 +55,7 @@ class Rollback(MethodSpec):
     """The same of the last layer in period 1, where it is new."""
 
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:
-        return [StageSpec(losses=recipe.losses, epochs=recipe.epochs)] * self.periods
+        return super().main_stages(recipe) * self.periods
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         if not isinstance(job.student, Pretrained):

@@ -125,7 +125,8 @@ class TaskSpec:
 
     def fits(self, option: type[TaskOption]) -> bool:
         """Whether a loss, optimizer, augmentation or method is for this task."""
-        return self.answers in option.answers and not set(self.reads).isdisjoint(option.reads)
+        labels_fit = not (option.without_labels and self.needs_labels)
+        return labels_fit and self.answers in option.answers and not set(self.reads).isdisjoint(option.reads)
 
     def why_unfit(self, option: type[TaskOption]) -> str:
         """Why one that works with such inputs and outputs does not fit all the same; empty: it does, or they are why

@@ -61,9 +61,14 @@ CASES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     ),
     "kind of a wrong type": (losses({"kind": 3}), "recipe.losses[0].kind", "'3' is not known", "kd"),
     "not an object": (losses(4), "recipe.losses[0]", "should be an object", "an object with kind one of"),
-    "not a list": (recipe(losses="kd"), "recipe.losses", "valid list", "a list of 1 to 16 items, each an object"),
-    "empty list": (losses(), "recipe.losses", "at least 1 item", "a list of 1 to 16 items"),
-    "too long a list": (losses(*[CE] * 17), "recipe.losses", "at most 16 items", "a list of 1 to 16 items"),
+    "not a list": (recipe(losses="kd"), "recipe.losses", "valid list", "a list of at most 16 items, each an object"),
+    "empty list": (
+        losses({"kind": "hint", "pairs": []}),
+        "recipe.losses[0].pairs",
+        "at least 1 item",
+        "a list of 1 to 32 items",
+    ),
+    "too long a list": (losses(*[CE] * 17), "recipe.losses", "at most 16 items", "a list of at most 16 items"),
     "below a bound": (
         losses({"kind": "kd", "temperature": 0}),
         "recipe.losses[0].temperature",

@@ -76,6 +76,7 @@ def test_learners_are_a_teacher_that_learns_and_all_peers() -> None:
 
     assert learners({"kind": "supervised"}) == (1, 0)
     assert learners({"kind": "online"}) == learners({"kind": "meta"}) == (0, 1)
+    assert learners({"kind": "hpm"}) == (1, 1)
     assert learners({"kind": "mutual", "students": 3}) == (1, 2)
     others = [{"architecture": "mlp", "hidden": [3]}, {"architecture": "mlp", "hidden": [4]}]
     assert learners({"kind": "mutual", "students": 3, "architectures": others}) == (1, 2)

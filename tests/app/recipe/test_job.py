@@ -44,7 +44,6 @@ def test_a_minimal_job_is_filled_with_defaults_and_survives_a_round_trip() -> No
         ("recipe.epochs", True),
         ("recipe.epochs", "3"),
         ("recipe.epochs", 3.0),
-        ("recipe.losses", []),
         ("recipe.losses", [{"kind": "dkdd"}]),
         ("recipe.losses", [{"kind": "kd", "temperature": 0.0}]),
         ("recipe.losses", [{"kind": "kd", "weight": float("nan")}]),

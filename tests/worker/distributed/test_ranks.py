@@ -128,6 +128,16 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": True,
         "recipe": {**SPLIT, "method": {"kind": "meta", "quiz_fraction": 0.25, "order": "finite-difference"}},
     },
+    "hpm": {
+        "task": "self-supervised",
+        "data": {"train": "data", "augment": [{"kind": "resized-crop"}]},
+        "student": {**VIT, "patch_size": 2},
+        "embedding": {"dimensions": 5},
+        "recipe": {
+            **{**SPLIT, "losses": [], "ema_decay": 0.8, "clip_norm": 0.5, "optimizer": {"kind": "sgd", "lr": 0.5}},
+            "method": {"kind": "hpm", "hard_share": 1.0, "decay": 0.5, "final_decay": 0.5},
+        },
+    },
     "rollback": {
         "student": {"architecture": "pretrained", "model": "teacher"},
         "recipe": {
