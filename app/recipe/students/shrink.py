@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
+from app.recipe.students.architectures import (
+    CifarResNet,
+    DualEncoder,
+    Network,
+    Shrink,
+    Transformers,
+    Vit,
+    WideResNet,
+)
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
@@ -22,7 +30,7 @@ DIMENSIONS = 128
 
 
 class Unshrinkable(ValueError):
-    """A teacher can't be shrunk as the job sets; `field` is the field of `Shrink` at fault."""
+    """The student can't be derived from a model as the job sets; `field` is the field of the student at fault."""
 
     def __init__(self, field: str, message: str, accepted: str) -> None:
         super().__init__(message)
@@ -127,13 +135,31 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
 
     `teachers` are descriptions of stored models by reference.
     """
-    if isinstance(job.student, Pretrained):
-        start = teachers.get(job.student.reference)
-        return None if start is None else start.architecture
+    if job.start is not None:
+        start = teachers.get(job.start.reference)
+        return None if start is None else _started(job, start.architecture)
+    if isinstance(job.student, DualEncoder):
+        return job.student.model_copy(update={"label_texts": {}})
     if not isinstance(job.student, Shrink):
         return job.student
     teacher = described_start(job, teachers)
     return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
+
+
+def _started(job: JobSpec, stored: Network) -> Network:
+    """The network of a student that starts from a model with the network `stored`, or whose encoder does. Raises
+    `Unshrinkable`."""
+    if not isinstance(job.student, DualEncoder):
+        if isinstance(stored, DualEncoder):
+            found = "is pretrained, and this model is a dual-encoder, whose labels are encoded in training"
+            raise Unshrinkable("architecture", found, "dual-encoder, whose encoder is pretrained from this model")
+        return stored
+    encoder = stored.encoder if isinstance(stored, DualEncoder) else stored
+    if not isinstance(encoder, Transformers) or encoder.reads != "texts" or encoder.decodes:
+        name = encoder.model_type if isinstance(encoder, Transformers) else encoder.architecture
+        field = job.start_param.removeprefix("student.")
+        raise Unshrinkable(field, f"is a {name}, which does not encode texts", "an encoder of texts")
+    return job.student.model_copy(update={"encoder": encoder, "label_texts": {}})
 
 
 def sized(student: Shrink, job: JobSpec, teacher: Network) -> Shrink:
@@ -173,8 +199,8 @@ def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
     """The model whose weights the student starts from, so that both have the same scaling of samples and outputs; or
     none."""
-    if isinstance(job.student, Pretrained):
-        return teachers.get(job.student.reference)
+    if job.start is not None:
+        return teachers.get(job.start.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
     return described_start(job, teachers) if starts else None
 
@@ -182,7 +208,7 @@ def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig |
 def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
     """The student's input for samples of the shape `given`: images of its size, and a vocabulary larger than its
     tokenizer's if the network that it starts from has one. Raises `Unshrinkable`."""
-    own = start_of(job, teachers) if isinstance(job.student, Pretrained) else None
+    own = start_of(job, teachers) if job.start is not None else None
     if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
         return given.model_copy(update={"vocabulary": own.input.vocabulary})
     if not isinstance(given, ImageInput):
