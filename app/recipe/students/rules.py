@@ -118,6 +118,8 @@ def _dual_encoder_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
             found = f"is {given}, and a {network.architecture} encodes the texts of all labels in every step"
             yield Problem(param, found, accepted)
     assert isinstance(job.student, DualEncoder)  # no other student has such a network
+    if job.start is not None and job.start.class_order is not None:
+        yield Problem("student.encoder.class_order", "is given, and an encoder has no classes", "null")
     names, known = job.student.label_texts, job.data.class_order
     if isinstance(known, list) and (wrong := next((name for name in names if name not in known), None)) is not None:
         yield Problem("student.label_texts", f"names {wrong!r}, which is no class of data.class_order", "its classes")
