@@ -308,6 +308,7 @@ Network = Annotated[
 ]
 """Networks that can be built from their description."""
 
+
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
     return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
