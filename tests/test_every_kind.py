@@ -95,6 +95,7 @@ STUDENT: dict[str, Document] = {
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
     "pretrained": {"model": "other"},
+    "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
 LAYERED: dict[str, Document] = {
@@ -152,8 +153,9 @@ OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.reads)
 LABELLED = [kind for kind in OF_IMAGES if kind not in {step["kind"] for step in kinds.VIEWS["augment"]}]
 """Augmentations of images that the jobs of self-supervision don't have."""
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
-ARCHITECTURES = [name for name in names(STUDENTS, "architecture") if name != "timm"]
-"""All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`)."""
+OF_IMAGE_CLASSES = [name for name in names(STUDENTS, "architecture") if name not in ("timm", "dual-encoder")]
+"""All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`), and the one of
+labels of texts."""
 ANYWHERE = [
     kind
     for kind, loss in zip(KINDS, LOSSES, strict=True)
@@ -165,8 +167,8 @@ ANYWHERE = [
 def jobs_of_losses() -> Iterator[tuple[str, Document]]:
     """Jobs that have every kind of loss between them, each one several: every attempt is a process of its own, and most
     of its time goes into starting that. Among them are all students and all augmentations of images."""
-    for number, name in enumerate(ARCHITECTURES):
-        job = job_with(ANYWHERE[number :: len(ARCHITECTURES)])
+    for number, name in enumerate(OF_IMAGE_CLASSES):
+        job = job_with(ANYWHERE[number :: len(OF_IMAGE_CLASSES)])
         job |= {"student": {"architecture": name, **STUDENT[name]}}
         job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
         if number < len(LABELLED):
@@ -212,6 +214,12 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         data = {**TEXTS, "augment": [{"kind": kind, **AUGMENTED.get(kind, {})}]}
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
     given: Document = {"losses": [{"kind": "binary-cross-entropy"}], "epochs": 1}
+    dual = {"architecture": "dual-encoder", **STUDENT["dual-encoder"]}
+    of_labels: Document = {"losses": [{"kind": "dexml", "criterion": "bce"}], "epochs": 1}
+    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
+    yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
+    started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
+    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
     yield "many labels of texts", small_job(given, BERT, "multi-label-classification", data=MANY)
     mixed = {"train": "labels", "augment": [{"kind": "mixup"}, {"kind": "cutmix"}]}
@@ -240,7 +248,6 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
     yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
-    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     data = {"train": "points", "augment": [mirror]}
     yield "every format", small_job(NUMBERS, kinds.CNN, "keypoints", data=data, export=formats)
 
@@ -265,6 +272,9 @@ class Service(NamedTuple):
             named["teachers"] = [{**one, "model": self.ids[one["model"]]} for one in job["teachers"]]
         if "model" in job["student"]:
             named["student"] = {**job["student"], "model": self.ids[job["student"]["model"]]}
+        if "model" in job["student"].get("encoder", {}):
+            encoder = {**job["student"]["encoder"], "model": self.ids[job["student"]["encoder"]["model"]]}
+            named["student"] = {**job["student"], "encoder": encoder}
         return named
 
 
@@ -393,7 +403,7 @@ def test_together_the_jobs_have_every_kind_of_layer() -> None:
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:
     jobs = JOBS.values()
     assert {job["task"] for job in jobs} == set(TASKS)
-    assert {job["student"]["architecture"] for job in jobs} == set(ARCHITECTURES)
+    assert {job["student"]["architecture"] for job in jobs} == {*OF_IMAGE_CLASSES, "dual-encoder"}
     assert {step["kind"] for job in jobs for step in job["data"].get("augment", ())} == {*OF_IMAGES, *OF_TEXTS}
 
 

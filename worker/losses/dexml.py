@@ -88,7 +88,8 @@ class _OfLogits(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor, spec: Dexml) -> Tensor:
         gradient, losses = torch.empty_like(logits), list[Tensor]()
         rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
-        for own, right, slopes in zip(logits.split(rows), targets.split(rows), gradient.split(rows), strict=True):
+        parts = (torch.split(each, rows) for each in (logits, targets, gradient))
+        for own, right, slopes in zip(*parts, strict=True):
             with torch.enable_grad():
                 scores = at_least_float32(own.detach()).requires_grad_()
                 found = label_losses(scores, _labelled(right, scores, spec), spec)

@@ -64,7 +64,7 @@ class DualEncoderNetwork(nn.Module):
         lengths = (tokens != pad).sum(1)
         order = lengths.argsort(stable=True)
         self.label_tokens, self.label_places = tokens[order], order.argsort()
-        self._lengths = [max(1, int(part[-1])) for part in lengths[order].split(LABELS_AT_ONCE)]
+        self._lengths = [max(1, int(part[-1])) for part in torch.split(lengths[order], LABELS_AT_ONCE)]
 
     def store_labels(self) -> None:
         """Keep the vectors of the labels for the present weights, and forget their texts; in evaluation mode."""
@@ -90,7 +90,7 @@ class DualEncoderNetwork(nn.Module):
     def _encoded(self, tokens: Tensor) -> Tensor:
         """Some labels at a time, which are encoded again in the backward pass, so that memory does not grow with the
         labels times the depth."""
-        parts = zip(tokens.split(LABELS_AT_ONCE), self._lengths, strict=True)
+        parts = zip(torch.split(tokens, LABELS_AT_ONCE), self._lengths, strict=True)
         vectors = [checkpoint(self._unit, part[:, :length], use_reentrant=False) for part, length in parts]
         return torch.cat(vectors)[self.label_places]
 

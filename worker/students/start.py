@@ -43,8 +43,8 @@ def _start_encoder(student: Model, folder: Path) -> list[str]:
 
 
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
-    """Copy the stored weights in the folder of its reference into `student`, a fresh one, or into its encoder, in place;
-    a student without a reference is not changed.
+    """Copy the stored weights in the folder of its reference into `student`, a fresh one, or into its encoder, in
+    place; a student without a reference is not changed.
 
     If its outputs differ from the stored model's, or that has no classifier, it keeps its fresh last layers. Classes
     are matched by their names; if that fails, its last layer stays fresh, with a warning. Raises UserError

@@ -270,8 +270,8 @@ LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
 
 class DualEncoder(TaskOption):
-    """One encoder for texts and for the texts of the labels: the logit of a label is the cosine of both vectors, divided
-    by the temperature.
+    """One encoder for texts and for the texts of labels: the logit of a label is the cosine of both vectors, divided by
+    the temperature.
 
     All labels are encoded in every step, with gradient. The exported model has their vectors, and encodes texts alone.
     """

@@ -13,6 +13,7 @@ from app.recipe.students.architectures import (
     CifarResNet,
     DualEncoder,
     Network,
+    Pretrained,
     Shrink,
     Transformers,
     Vit,
@@ -141,6 +142,7 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
     if isinstance(job.student, DualEncoder):
         return job.student.model_copy(update={"label_texts": {}})
     if not isinstance(job.student, Shrink):
+        assert not isinstance(job.student, Pretrained)  # which starts from a model
         return job.student
     teacher = described_start(job, teachers)
     return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
