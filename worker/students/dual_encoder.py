@@ -53,7 +53,7 @@ class DualEncoderNetwork(nn.Module):
         labels = self._label_vectors()  # before the texts: a recorder keeps the activations of the last run
         texts = self._unit(tokens)
         with _in_float32(texts):
-            return texts @ labels.T / self.temperature
+            return texts @ at_least_float32(labels).T / self.temperature  # those of a lowered teacher are in bf16
 
     def train(self, mode: bool = True) -> DualEncoderNetwork:
         self._current = False

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.recipe.data.class_rules import model_classes
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
@@ -33,13 +33,13 @@ def _start_timm(student: Model, stored: Model) -> None:
             tensor.copy_(state[name])
 
 
-def _start_encoder(student: Model, folder: Path) -> list[str]:
-    """Copy the weights of a stored encoder, or of that of a stored dual encoder; returns names as `start_from` does."""
+def _start_encoder(network: DualEncoderNetwork, config: ModelConfig, folder: Path) -> list[str]:
+    """Copy the weights of a stored encoder, or of that of a stored dual encoder, into that of `network`, which `config`
+    describes; returns names as `start_from` does."""
     state = stored_weights(folder)
     if isinstance(read_config(folder).architecture, DualEncoder):
         state = {name.removeprefix(ENCODER): each for name, each in state.items() if name.startswith(ENCODER)}
-    encoder: nn.Module = student.network.encoder  # type: ignore[assignment]  # by the caller
-    return hugging_face.start_from(encoder, encoder_config(student.config), state)
+    return hugging_face.start_from(network.encoder, encoder_config(config), state)
 
 
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
@@ -57,7 +57,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
     with reading_weights(folder, f"the model of {param}", "invalid_student", param):
         try:
             if isinstance(student.network, DualEncoderNetwork):
-                student.ignored = _start_encoder(student, folder)
+                student.ignored = _start_encoder(student.network, student.config, folder)
                 return student
             if isinstance(student.config.architecture, Transformers):
                 student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))

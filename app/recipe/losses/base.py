@@ -53,9 +53,10 @@ class LossSpec(TaskOption):
         """Whether it is only for methods whose steps are those of `supervised` (see `MethodSpec.plain_steps`)."""
         return self.reads_weights
 
-    def couples(self, answer: Answer) -> bool:
+    @classmethod
+    def couples(cls, answer: Answer) -> bool:
         """Whether it couples the rows of a batch in a task with this kind of output; see `couples_rows`."""
-        return self.couples_rows
+        return cls.couples_rows
 
     @classmethod
     def why_not_by_token(cls) -> str:

@@ -176,5 +176,6 @@ class Dexml(PairTerm):
     def needs_scores(self) -> bool:  # type: ignore[override]  # here it depends on a setting
         return self.weighted
 
-    def couples(self, answer: Answer) -> bool:
+    @classmethod
+    def couples(cls, answer: Answer) -> bool:
         return answer == "vectors"

@@ -163,6 +163,15 @@ def test_listed_labels_train_the_model_of_whole_targets(tmp_path: Path, monkeypa
         torch.testing.assert_close(second[name], each, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_a_dual_encoder_teaches_in_half_precision(tmp_path: Path, learned: Path) -> None:
+    folder, recipe = tmp_path / "student", {"losses": [{"kind": "binary-kd"}], "max_steps": 1, "epochs": 1}
+    assignment = stage(folder, learned, recipe=recipe)
+    teacher = {"model": "teacher", "precision": "bf16"}
+    spec = JobSpec.model_validate({**document(recipe=recipe), "teacher": teacher})
+    report = json.loads((finished(folder, assignment.model_copy(update={"spec": spec})) / "report.json").read_text())
+    assert 0.0 < report["train"]["teacher_fidelity"]["teacher"]["max_difference"] < 1.0
+
+
 def test_a_dual_encoder_teaches_a_student_whose_labels_are_in_another_order(tmp_path: Path, learned: Path) -> None:
     order = [NAMES[place] for place in (2, 0, 3, 1)]
     recipe = {"losses": [{"kind": "binary-kd"}], "max_steps": 1, "epochs": 1}
