@@ -62,7 +62,7 @@ CRITERIA = {"decoupled-softmax": "decoupled", "topk": "top-k"}
 
 
 def dexml(case: Case) -> Iterator[Comparison]:
-    """Losses as those of the logits of a multi-label task, with a target for each label or the numbers of the positives.
+    """Losses of logits of a multi-label task, whose targets are one for each label, or the numbers of the positives.
     Gradients of saturated sigmoids, which are far below the others, are held to 1e-8."""
     hyper = case.hyper
     if "x" in case.inputs:

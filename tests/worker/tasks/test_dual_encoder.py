@@ -18,6 +18,7 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from tests import kinds
+from tests.worker.distributed.ranks_stage import Act, play_together
 from tests.worker.training.builders import finished, play, require_same_bits, with_teacher
 from worker.data import label_sets
 from worker.protocol import Assignment, Failed, Finished
@@ -137,6 +138,20 @@ def test_the_operations_of_encoding_labels_are_counted(learned: Path) -> None:
 )
 def test_a_student_resumes_to_the_same_bits(tmp_path: Path, changes: dict[str, Any]) -> None:
     require_same_bits(partial(stage, **changes), tmp_path)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """Without dropout, which every process draws for itself."""
+    calm = {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    student = {**DUAL, "encoder": {"architecture": "transformers", "config": calm}}
+    losses = [{"kind": "dexml"}, {"kind": "dexml", "criterion": "top-k", "k": 2}]
+    recipe = {"losses": losses, "accumulate": 2, "batch_size": 10, "clip_norm": 0.5}
+    finished(tmp_path / "one", stage(tmp_path / "one", student=student, recipe=recipe))
+    act = Act(stage(tmp_path / "two", student=student, recipe=recipe), tmp_path / "two")
+    assert isinstance(play_together({"two": act})["two"].word, Finished)
+    first, second = (state(tmp_path / name / "bundle") for name in ("one", "two"))
+    for name, each in first.items():
+        torch.testing.assert_close(second[name], each, rtol=1e-3, atol=2e-5, msg=name)
 
 
 def test_a_label_is_encoded_by_its_text(tmp_path: Path) -> None:
