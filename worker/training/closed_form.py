@@ -15,7 +15,7 @@ from worker.errors import UserError
 from worker.losses.base import target_column
 from worker.students.heads import nb_diag
 from worker.students.model import Model, last_layer
-from worker.training.label_texts import store_label_texts
+from worker.training.dual_encoder import store_labels
 
 
 def require_every_class(config: ModelConfig, samples: Batch) -> None:
@@ -37,7 +37,7 @@ def fit_head(config: ModelConfig, student: Callable[[], Model], samples: Batch) 
     labels from their texts. `student` is called in these cases alone, since sharded weights are gathered for it."""
     spec = nb_diag.spec_of(config.architecture)
     if isinstance(config.architecture, DualEncoder):
-        store_label_texts(student())
+        store_labels(student())
     if spec is None:
         return
     model = student()

@@ -13,7 +13,7 @@ from worker.data.task_data import TaskData
 from worker.machine import choose_threads
 from worker.students.measure import network_cost
 from worker.teachers import TeacherSource
-from worker.training.label_texts import label_flops
+from worker.training.dual_encoder import label_flops
 from worker.training.peak import Peak, peak_of
 from worker.training.stages import TeacherHandle
 from worker.training.state import TrainState

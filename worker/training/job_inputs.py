@@ -28,7 +28,7 @@ from worker.students.start import start
 from worker.tasks.base import Task
 from worker.teachers import load_teacher, read_teacher_config
 from worker.teachers.class_alignment import take_classes
-from worker.training.label_texts import read_label_texts
+from worker.training.dual_encoder import read_labels
 from worker.training.state import fresh_student
 from worker.training.warning_log import WarningLog
 
@@ -88,7 +88,7 @@ def build_student(
     if not isinstance(job.student, Pretrained):  # which has a codebook of its own
         start_codebook(student, inputs.teachers, seed)
     started = start(inherit(student, job, inputs.teachers), job, paths, partial(log.warn, "fresh_layer"))
-    read_label_texts(started, job, inputs.data)
+    read_labels(started, inputs.data)
     return started.to(device)
 
 
