@@ -75,8 +75,10 @@ def load_samples(
     notes += [note for split in aligned.values() for note in split.notes]
     notes += [*targets.notes, *warnings, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}
-    label_tokens = readers.student.encode(TextSamples(labels), readers.input.length).ids if readers and labels else None
-    notes += [] if label_tokens is None else equal_labels(label_tokens, model.class_names or labels)
+    label_tokens = None
+    if readers is not None and labels:
+        label_tokens = readers.student.encode(TextSamples(labels), readers.input.length).ids
+        notes += equal_labels(label_tokens, model.class_names or labels)
     return TaskData(
         train,
         evaluation,
