@@ -78,9 +78,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
         return None
     counted = _count(spec, facts, train) if isinstance(train, SampleFacts) else _Counted()
     network = network_of(spec, facts.teachers)
-    if network is None or (
-        sample.kind == "texts" and not reads_texts(network)
-    ):  # a table or images, which nobody has read
+    if network is None or (sample.kind == "texts" and not reads_texts(network)):  # nobody has read a table or images
         return Forecast(counted.plan, None, None)
     shown = train.targets or train.classes if isinstance(train, SampleFacts) else None
     outputs = shown or spec.declared_outputs or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)

@@ -112,9 +112,8 @@ def _in_float32(values: Tensor) -> Iterator[None]:
 def build(network: DualEncoder, sample: Input, outputs: int) -> DualEncoderNetwork:
     """A fresh network, whose labels have no texts yet. Raises UserError (`invalid_architecture`)."""
     with _naming_the_encoder():
-        embedding = Embedding(pooling=network.pooling)
         width = width_of(encoder_of(network))
-        encoder = hugging_face.build(encoder_of(network), sample, width, embedding)
+        encoder = hugging_face.build(encoder_of(network), sample, width, _pooled(network))
     return DualEncoderNetwork(encoder, width, outputs, network.temperature)
 
 
@@ -129,10 +128,16 @@ def encoder_config(config: ModelConfig) -> ModelConfig:
     network = config.architecture
     assert isinstance(network, DualEncoder)  # by the caller
     encoder = encoder_of(network)
-    embedding = Embedding(pooling=network.pooling)
+    embedding = _pooled(network)
     return ModelConfig(
         task="embedding", architecture=encoder, input=config.input, targets=width_of(encoder), embedding=embedding
     )
+
+
+def _pooled(network: DualEncoder) -> Embedding:
+    """Its vector of a text, before that is divided by its length."""
+    assert network.pooling is not None  # that of a stored model, or the default
+    return Embedding(pooling=network.pooling)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from app.recipe.students.layers import (
     TokenNorm,
     by_default,
 )
+from app.recipe.students.pooling import Pooling
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
@@ -283,9 +284,9 @@ class DualEncoder(TaskOption):
     encoder: Annotated[Transformers | Pretrained, Field(discriminator="architecture")]
     """A network of the Transformers library that encodes texts, from its configuration; or a stored one, whose weights
     it starts from: an encoder, a classifier of texts, or the encoder of another `dual-encoder`."""
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Pooling | None = None
     """The vector of a text: the `mean` of the tokens that aren't padding, special ones included, or the first one
-    (`cls`); divided by its length."""
+    (`cls`); divided by its length. None: as in the stored encoder, else the mean."""
     temperature: Temperature = 0.05
     """Divides the cosines."""
     label_texts: Annotated[dict[str, LabelText], Field(max_length=1000)] = {}

@@ -119,8 +119,8 @@ class ModelConfig(Spec):
         if isinstance(network, DualEncoder):
             if not self.task_spec.fits(DualEncoder) or self.input.kind != "texts":
                 raise ValueError("a dual-encoder reads texts, and its outputs are labels")
-            if not isinstance(network.encoder, Transformers) or network.label_texts:
-                raise ValueError("the encoder of a stored dual-encoder is transformers, and there are no label_texts")
+            if not isinstance(network.encoder, Transformers) or network.pooling is None or network.label_texts:
+                raise ValueError("a stored dual-encoder has an encoder of transformers, pooling, and no label_texts")
         return self
 
     def _require_decoder(self) -> None:

@@ -22,7 +22,7 @@ from app.recipe.students.architectures import (
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.pooling import Embedding
+from app.recipe.students.pooling import Embedding, Pooling
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students.sub_spaces import SubNetwork
 
@@ -138,9 +138,9 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
     """
     if job.start is not None:
         start = teachers.get(job.start.reference)
-        return None if start is None else _started(job, start.architecture)
+        return None if start is None else _started(job, start)
     if isinstance(job.student, DualEncoder):
-        return job.student.model_copy(update={"label_texts": {}})
+        return _of_labels(job.student)
     if not isinstance(job.student, Shrink):
         assert not isinstance(job.student, Pretrained)  # which starts from a model
         return job.student
@@ -148,20 +148,28 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
     return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
 
 
-def _started(job: JobSpec, stored: Network) -> Network:
-    """The network of a student that starts from a model with the network `stored`, or whose encoder does. Raises
-    `Unshrinkable`."""
+def _started(job: JobSpec, start: ModelConfig) -> Network:
+    """The network of a student that starts from a stored model, or whose encoder does. Raises `Unshrinkable`."""
+    stored = start.architecture
     if not isinstance(job.student, DualEncoder):
         if isinstance(stored, DualEncoder):
             found = "is pretrained, and this model is a dual-encoder, whose labels are encoded in training"
             raise Unshrinkable("architecture", found, "dual-encoder, whose encoder is pretrained from this model")
         return stored
-    encoder = stored.encoder if isinstance(stored, DualEncoder) else stored
-    if not isinstance(encoder, Transformers) or encoder.reads != "texts" or encoder.decodes:
-        name = encoder.model_type if isinstance(encoder, Transformers) else encoder.architecture
+    pooling = start.embedding.pooling if start.embedding else None
+    if isinstance(stored, DualEncoder):
+        stored, pooling = stored.encoder, stored.pooling
+    if not isinstance(stored, Transformers) or stored.reads != "texts" or stored.decodes:
+        name = stored.model_type if isinstance(stored, Transformers) else stored.architecture
         field = job.start_param.removeprefix("student.")
         raise Unshrinkable(field, f"is a {name}, which does not encode texts", "an encoder of texts")
-    return job.student.model_copy(update={"encoder": encoder, "label_texts": {}})
+    return _of_labels(job.student, stored, pooling)
+
+
+def _of_labels(student: DualEncoder, encoder: Network | None = None, pooling: Pooling | None = None) -> DualEncoder:
+    """The description of `student` as a network, whose encoder may be a stored one that pools by `pooling`."""
+    pooled = student.pooling or pooling or "mean"
+    return student.model_copy(update={"encoder": encoder or student.encoder, "pooling": pooled, "label_texts": {}})
 
 
 def sized(student: Shrink, job: JobSpec, teacher: Network) -> Shrink:

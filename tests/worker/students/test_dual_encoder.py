@@ -30,7 +30,7 @@ def described(classes: int = 5, **settings: Any) -> ModelConfig:
     encoder = Transformers(config={**BERT, **settings})
     return ModelConfig(
         task="multi-label-classification",
-        architecture=DualEncoder(encoder=encoder, temperature=0.1),
+        architecture=DualEncoder(encoder=encoder, pooling="mean", temperature=0.1),
         input=TextInput(length=8, vocabulary=50, pad=0),
         classes=classes,
     )

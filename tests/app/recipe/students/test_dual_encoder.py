@@ -31,7 +31,7 @@ STORED: dict[str, ModelConfig] = {
     ),
     "dual": ModelConfig(
         task="multi-label-classification",
-        architecture=DualEncoder(encoder=Transformers(config=BERT)),
+        architecture=DualEncoder(encoder=Transformers(config=BERT), pooling="cls"),
         input=TOKENS,
         classes=3,
     ),
@@ -135,15 +135,24 @@ def test_a_loss_that_couples_texts_does_not_couple_samples_with_labels() -> None
 
 def test_a_model_is_described_without_the_texts_of_labels_and_where_it_started() -> None:
     texts = job(student={**DUAL, "label_texts": {"x": "a text"}})
-    assert network_of(texts, {}) == DualEncoder(encoder=Transformers(config=BERT))
-    assert network_of(job(student=STARTED), STORED) == DualEncoder(encoder=Transformers(config=BERT))
+    described = DualEncoder(encoder=Transformers(config=BERT), pooling="mean")
+    assert network_of(texts, {}) == described
+    assert network_of(job(student=STARTED), STORED) == described
     assert network_of(job(student=STARTED), {}) is None
     fields = STORED["dual"].model_dump()
-    for wrong in (DUAL | {"label_texts": {"x": "a"}}, STARTED):
+    for wrong in (DUAL | {"label_texts": {"x": "a"}}, STARTED, DUAL):
         with pytest.raises(ValidationError, match="stored dual-encoder"):
             ModelConfig.model_validate(fields | {"architecture": wrong})
     with pytest.raises(ValidationError, match="outputs are labels"):
         ModelConfig.model_validate(fields | {"task": "text-classification"})
+
+
+@pytest.mark.parametrize(("wanted", "pooling"), [(None, "cls"), ("mean", "mean")])
+def test_an_encoder_pools_as_the_stored_one_unless_told_otherwise(wanted: str | None, pooling: str) -> None:
+    encoder = {"architecture": "pretrained", "model": "dual"}
+    network = network_of(job(student={**STARTED, "encoder": encoder, "pooling": wanted}), STORED)
+    assert isinstance(network, DualEncoder)
+    assert network.pooling == pooling
 
 
 def test_the_labels_of_every_step_are_counted() -> None:
