@@ -22,20 +22,14 @@ from app.recipe.students.architectures import (
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.pooling import Embedding, Pooling
+from app.recipe.students.pooling import Embedding
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
+from app.recipe.students.started import Unshrinkable as Unshrinkable  # imported from here by the rules
+from app.recipe.students.started import described, started
 from app.recipe.students.sub_spaces import SubNetwork
 
 DIMENSIONS = 128
 """Numbers of an image's vector, unless the job or the model that the student starts from has others."""
-
-
-class Unshrinkable(ValueError):
-    """The student can't be derived from a model as the job sets; `field` is the field of the student at fault."""
-
-    def __init__(self, field: str, message: str, accepted: str) -> None:
-        super().__init__(message)
-        self.field, self.message, self.accepted = field, message, accepted
 
 
 class Encoder(NamedTuple):
@@ -138,38 +132,14 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
     """
     if job.start is not None:
         start = teachers.get(job.start.reference)
-        return None if start is None else _started(job, start)
+        return None if start is None else started(job, start)
     if isinstance(job.student, DualEncoder):
-        return _of_labels(job.student)
+        return described(job.student)
     if not isinstance(job.student, Shrink):
         assert not isinstance(job.student, Pretrained)  # which starts from a model
         return job.student
     teacher = described_start(job, teachers)
     return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
-
-
-def _started(job: JobSpec, start: ModelConfig) -> Network:
-    """The network of a student that starts from a stored model, or whose encoder does. Raises `Unshrinkable`."""
-    stored = start.architecture
-    if not isinstance(job.student, DualEncoder):
-        if isinstance(stored, DualEncoder):
-            found = "is pretrained, and this model is a dual-encoder, whose labels are encoded in training"
-            raise Unshrinkable("architecture", found, "dual-encoder, whose encoder is pretrained from this model")
-        return stored
-    pooling = start.embedding.pooling if start.embedding else None
-    if isinstance(stored, DualEncoder):
-        stored, pooling = stored.encoder, stored.pooling
-    if not isinstance(stored, Transformers) or stored.reads != "texts" or stored.decodes:
-        name = stored.model_type if isinstance(stored, Transformers) else stored.architecture
-        field = job.start_param.removeprefix("student.")
-        raise Unshrinkable(field, f"is a {name}, which does not encode texts", "an encoder of texts")
-    return _of_labels(job.student, stored, pooling)
-
-
-def _of_labels(student: DualEncoder, encoder: Network | None = None, pooling: Pooling | None = None) -> DualEncoder:
-    """The description of `student` as a network, whose encoder may be a stored one that pools by `pooling`."""
-    pooled = student.pooling or pooling or "mean"
-    return student.model_copy(update={"encoder": encoder or student.encoder, "pooling": pooled, "label_texts": {}})
 
 
 def sized(student: Shrink, job: JobSpec, teacher: Network) -> Shrink:
