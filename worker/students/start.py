@@ -34,11 +34,14 @@ def _start_timm(student: Model, stored: Model) -> None:
 
 
 def _start_encoder(network: DualEncoderNetwork, config: ModelConfig, folder: Path) -> list[str]:
-    """Copy the weights of a stored encoder, or of that of a stored dual encoder, into that of `network`, which `config`
-    describes; returns names as `start_from` does."""
-    state = stored_weights(folder)
-    if isinstance(read_config(folder).architecture, DualEncoder):
-        state = {name.removeprefix(ENCODER): each for name, each in state.items() if name.startswith(ENCODER)}
+    """Copy the weights of a stored encoder, or of that of a stored classifier or dual encoder, into that of `network`,
+    which `config` describes; returns names as `start_from` does."""
+    state, stored = stored_weights(folder), read_config(folder)
+    dual = isinstance(stored.architecture, DualEncoder)
+    prefix = ENCODER if dual else f"{network.encoder.base_model_prefix}."
+    if dual or stored.has_head:
+        body = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+        state = body or state  # a folder of the library may have an encoder alone
     return hugging_face.start_from(network.encoder, encoder_config(config), state)
 
 
