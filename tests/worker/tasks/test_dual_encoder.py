@@ -22,7 +22,7 @@ from tests import kinds
 from tests.worker.distributed.ranks_stage import Act, play_together
 from tests.worker.training.builders import finished, play, require_same_bits, with_teacher
 from worker.data import label_sets
-from worker.protocol import Assignment, Failed, Finished
+from worker.protocol import Assignment, Failed, Finished, Metrics
 from worker.students.dual_encoder import encoder_config
 from worker.students.measure import network_cost
 from worker.students.weights import load_model
@@ -40,6 +40,14 @@ DUAL: dict[str, Any] = {
     "encoder": {"architecture": "transformers", "config": BERT},
     "temperature": 0.1,
 }
+CALM: dict[str, Any] = {
+    **DUAL,
+    "encoder": {
+        "architecture": "transformers",
+        "config": {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    },
+}
+"""Without dropout, which every process draws for itself."""
 STILL: dict[str, Any] = {"max_steps": 1, "epochs": 1, "optimizer": {"kind": "adamw", "lr": 1e-12, "weight_decay": 0.0}}
 """Training that changes nothing."""
 
@@ -99,7 +107,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **{"optimizer": {"kind": "adamw", "lr": 0.01}, "ema_decay": 0.9},
     }
     more: dict[str, Any] = {"export": FORMATS, "evaluation": {"keep": "best"}, "data": {"eval": "texts"}}
-    return finished(folder, stage(folder, recipe=recipe, **more))
+    return finished(folder, stage(folder, recipe=recipe, student=CALM, **more))
 
 
 def test_a_student_finds_the_labels_of_texts_by_the_labels_own_texts(learned: Path) -> None:
@@ -146,13 +154,10 @@ def test_a_student_resumes_to_the_same_bits(tmp_path: Path, changes: dict[str, A
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    """Without dropout, which every process draws for itself."""
-    calm = {**BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    student = {**DUAL, "encoder": {"architecture": "transformers", "config": calm}}
     losses = [{"kind": "dexml"}, {"kind": "dexml", "criterion": "top-k", "k": 2}]
     recipe = {"losses": losses, "accumulate": 2, "batch_size": 10, "clip_norm": 0.5}
-    finished(tmp_path / "one", stage(tmp_path / "one", student=student, recipe=recipe))
-    act = Act(stage(tmp_path / "two", student=student, recipe=recipe), tmp_path / "two")
+    finished(tmp_path / "one", stage(tmp_path / "one", student=CALM, recipe=recipe))
+    act = Act(stage(tmp_path / "two", student=CALM, recipe=recipe), tmp_path / "two")
     assert isinstance(play_together({"two": act})["two"].word, Finished)
     first, second = (state(tmp_path / name / "bundle") for name in ("one", "two"))
     for name, each in first.items():
@@ -232,13 +237,14 @@ def test_an_encoder_starts_from_a_classifier_of_texts(tmp_path: Path) -> None:
 
 
 def test_features_are_those_of_texts(tmp_path: Path, learned: Path) -> None:
-    """Of the samples, and not of the labels that are encoded beside them."""
-    pair = {"teacher": "encoder.encoder.layer.0", "student": "encoder.encoder.layer.0"}
-    losses = [{"kind": "hint", "pairs": [pair]}]
-    folder = tmp_path / "job"
-    bundle = finished(folder, stage(folder, learned, recipe={"losses": losses, "epochs": 6}))
-    report = json.loads((bundle / "report.json").read_text())
-    assert report["train"]["steps"] == 24
+    """Not of the labels that are encoded beside them: a student that is its teacher has the same."""
+    tap = "encoder.encoder.layer.0"
+    recipe = {**STILL, "losses": [{"kind": "rkd", "pair": {"teacher": tap, "student": tap}}]}
+    assignment = started(tmp_path / "job", learned, recipe=recipe, teacher={"model": "start"})
+    played = play(assignment, tmp_path / "job")
+    assert isinstance(played.word, Finished), played.word
+    losses = [metrics.values["train/loss/rkd"] for metrics in played.of(Metrics) if "train/loss/rkd" in metrics.values]
+    assert losses == pytest.approx([0.0], abs=1e-6)
 
 
 def test_labels_without_names_are_refused(tmp_path: Path) -> None:
