@@ -34,8 +34,6 @@ from worker.training.loop import Stage, set_rate
 from worker.training.stages import build_stages, fresh_optimizer, open_teacher
 from worker.training.state import TrainState, initial_state
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 @pytest.fixture
 def models(inputs: dict[str, str]) -> tuple[Model, Model, SuperNetwork]:

@@ -49,8 +49,6 @@ from worker.students.model import Model
 from worker.students.super_network import SuperNetwork
 from worker.students.weights import load_model, read_config
 
-pytestmark = pytest.mark.usefixtures("hurried")
-
 
 def test_the_report_and_the_files_have_the_whole_search(inputs: dict[str, str], tmp_path: Path) -> None:
     limits = {"max_parameters": 3000}
