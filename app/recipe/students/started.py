@@ -24,17 +24,15 @@ def started(job: JobSpec, start: ModelConfig) -> Network:
             found = "is pretrained, and this model is a dual-encoder, whose labels are encoded in training"
             raise Unshrinkable("architecture", found, "dual-encoder, whose encoder is pretrained from this model")
         return stored
-    pooling = start.embedding.pooling if start.embedding else None
-    if isinstance(stored, DualEncoder):
-        stored, pooling = stored.encoder, stored.pooling
-    if not isinstance(stored, Transformers) or stored.reads != "texts" or stored.decodes:
-        name = stored.model_type if isinstance(stored, Transformers) else stored.architecture
+    encoder, pooling = (stored.encoder, stored.pooling) if isinstance(stored, DualEncoder) else (stored, None)
+    if not isinstance(encoder, Transformers) or encoder.reads != "texts" or encoder.decodes:
+        name = encoder.model_type if isinstance(encoder, Transformers) else encoder.architecture
         field = job.start_param.removeprefix("student.")
         raise Unshrinkable(field, f"is a {name}, which does not encode texts", "an encoder of texts")
-    return described(job.student, stored, pooling)
+    return described(job.student, encoder, pooling or (start.embedding.pooling if start.embedding else None))
 
 
-def described(student: DualEncoder, encoder: Network | None = None, pooling: Pooling | None = None) -> DualEncoder:
+def described(student: DualEncoder, encoder: Transformers | None = None, pooling: Pooling | None = None) -> DualEncoder:
     """The description of `student` as a network, whose encoder may be a stored one that pools by `pooling`."""
     pooled = student.pooling or pooling or "mean"
     return student.model_copy(update={"encoder": encoder or student.encoder, "pooling": pooled, "label_texts": {}})
