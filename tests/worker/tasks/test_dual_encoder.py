@@ -178,7 +178,7 @@ def test_a_label_is_encoded_by_its_text(tmp_path: Path) -> None:
 
 def test_listed_labels_train_the_model_of_whole_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [{"kind": "dexml", "criterion": "softmax"}, {"kind": "dexml", "criterion": "top-k", "k": 2}]
-    changes = {"recipe": {"losses": losses}, "export": FORMATS[:2]}
+    changes: dict[str, Any] = {"recipe": {"losses": losses}, "export": FORMATS[:2]}
     whole = finished(tmp_path / "whole", stage(tmp_path / "whole", **changes))
     for module in (label_sets, multi_label):
         monkeypatch.setattr(module, "MANY_LABELS", 5)
