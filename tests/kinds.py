@@ -23,7 +23,7 @@ from app.recipe.methods import Method
 from app.recipe.students.architectures import Transformers, Vit, WideResNet
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from app.recipe.students.pooling import Embedding
-from app.recipe.tasks import TaskName, tasks_for
+from app.recipe.tasks import TASKS, TaskName, tasks_for
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import train_tokenizer, train_writer
 from worker.students.hugging_face_folder import write_tokenizer
@@ -159,6 +159,11 @@ def task_of(kind: type[LossSpec]) -> TaskName:
     fitting = tasks_for(kind)
     usual: tuple[TaskName, ...] = ("image-classification", "multi-label-classification", "keypoints", "embedding")
     return next(task for task in (*usual, "image-embedding", "self-supervised", "causal-lm") if task in fitting)
+
+
+def couples(kind: type[LossSpec]) -> bool:
+    """Whether a kind of loss couples the rows of a batch in its job."""
+    return kind.couples(TASKS[task_of(kind)].answers)
 
 
 def small_job(

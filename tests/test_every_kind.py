@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,8 @@ from app.recipe.tasks import TASKS
 from app.recipe.tasks.multi_label import MANY_LABELS
 from stillhouse import Client, Job, ServiceError
 from tests import kinds
-from tests.kinds import KINDS, SAMPLES, SIDE, job_of, methods, small_job
+from tests.kinds import KINDS, job_of, methods, small_job
+from tests.kinds_of_tables import write_tables
 from tests.stillhouse.process import environment, running
 
 Document = dict[str, Any]
@@ -95,6 +95,7 @@ STUDENT: dict[str, Document] = {
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
     "pretrained": {"model": "other"},
+    "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
 LAYERED: dict[str, Document] = {
@@ -153,8 +154,9 @@ OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.reads)
 LABELLED = [kind for kind in OF_IMAGES if kind not in {step["kind"] for step in kinds.VIEWS["augment"]}]
 """Augmentations of images that the jobs of self-supervision don't have."""
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
-ARCHITECTURES = [name for name in names(STUDENTS, "architecture") if name != "timm"]
-"""All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`)."""
+OF_IMAGE_CLASSES = [name for name in names(STUDENTS, "architecture") if name not in ("timm", "dual-encoder")]
+"""All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`), and the one of
+labels of texts."""
 ANYWHERE = [
     kind
     for kind, loss in zip(KINDS, LOSSES, strict=True)
@@ -166,8 +168,8 @@ ANYWHERE = [
 def jobs_of_losses() -> Iterator[tuple[str, Document]]:
     """Jobs that have every kind of loss between them, each one several: every attempt is a process of its own, and most
     of its time goes into starting that. Among them are all students and all augmentations of images."""
-    for number, name in enumerate(ARCHITECTURES):
-        job = job_with(ANYWHERE[number :: len(ARCHITECTURES)])
+    for number, name in enumerate(OF_IMAGE_CLASSES):
+        job = job_with(ANYWHERE[number :: len(OF_IMAGE_CLASSES)])
         job |= {"student": {"architecture": name, **STUDENT[name]}}
         job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
         if number < len(LABELLED):
@@ -213,6 +215,12 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         data = {**TEXTS, "augment": [{"kind": kind, **AUGMENTED.get(kind, {})}]}
         yield kind, small_job(LABELS, BERT, "text-classification", data=data)
     given: Document = {"losses": [{"kind": "binary-cross-entropy"}], "epochs": 1}
+    dual = {"architecture": "dual-encoder", **STUDENT["dual-encoder"]}
+    of_labels: Document = {"losses": [{"kind": "dexml", "criterion": "bce"}], "epochs": 1}
+    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
+    yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
+    started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
+    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
     yield "many labels of texts", small_job(given, BERT, "multi-label-classification", data=MANY)
     mixed = {"train": "labels", "augment": [{"kind": "mixup"}, {"kind": "cutmix"}]}
@@ -241,7 +249,6 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
     yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
-    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     data = {"train": "points", "augment": [mirror]}
     yield "every format", small_job(NUMBERS, kinds.CNN, "keypoints", data=data, export=formats)
 
@@ -266,6 +273,9 @@ class Service(NamedTuple):
             named["teachers"] = [{**one, "model": self.ids[one["model"]]} for one in job["teachers"]]
         if "model" in job["student"]:
             named["student"] = {**job["student"], "model": self.ids[job["student"]["model"]]}
+        if "model" in job["student"].get("encoder", {}):
+            encoder = {**job["student"]["encoder"], "model": self.ids[job["student"]["encoder"]["model"]]}
+            named["student"] = {**job["student"], "encoder": encoder}
         return named
 
 
@@ -290,32 +300,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
                 weights = client.upload(folder / WEIGHTS, reuse=False).id
                 ids[folder.name] = client.register_model(weights, config, folder.name).id
         yield Service(client, ids, process)
-
-
-def write_tables(folder: Path) -> None:
-    """Texts of two classes and of any number of labels, a table whose last column is the sum of the others, and images
-    with two numbers each."""
-    random = np.random.default_rng(0)
-    words = [("a good day", "pleased"), ("a bad night", "cross")]
-    write_csv(folder / "texts.csv", ("text", "label"), [words[index % 2] for index in range(SAMPLES)])
-    sentences = [json.dumps({"words": text.split(), "tags": ["O", "B-MOOD", "O"]}) for text, _ in words]
-    (folder / "words.jsonl").write_text("\n".join(sentences[index % 2] for index in range(SAMPLES)) + "\n")
-    tags = [["day"], ["night", "bad"], []]
-    numbers = [[MANY_LABELS], [0, 1, 2, 3, 4], []]
-    lines = [
-        json.dumps({"text": words[index % 2][0], "tags": tags[index % 3], "numbers": numbers[index % 3]})
-        for index in range(SAMPLES)
-    ]
-    (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
-    rows = random.random((SAMPLES, 2))
-    write_csv(folder / "table.csv", ("a", "b", "sum"), [(a, b, a + b) for a, b in rows.tolist()])
-    images = random.integers(0, 256, (SAMPLES, SIDE, SIDE), dtype=np.uint8)
-    np.savez(folder / "numbers.npz", x=images, y=random.random((SAMPLES, 2)))
-
-
-def write_csv(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
 
 
 @pytest.fixture(scope="module")
@@ -396,7 +380,7 @@ def test_together_the_jobs_have_every_kind_of_layer() -> None:
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:
     jobs = JOBS.values()
     assert {job["task"] for job in jobs} == set(TASKS)
-    assert {job["student"]["architecture"] for job in jobs} == set(ARCHITECTURES)
+    assert {job["student"]["architecture"] for job in jobs} == {*OF_IMAGE_CLASSES, "dual-encoder"}
     assert {step["kind"] for job in jobs for step in job["data"].get("augment", ())} == {*OF_IMAGES, *OF_TEXTS}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import importlib
 import json
 import random
@@ -29,6 +27,7 @@ from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.model import ModelConfig
 from app.recipe.tasks import TASKS
 from stillhouse import Client, Job, documents
+from tests.example_texts import BAD, GOOD, OTHER, write_articles, write_lists, write_pairs, write_sentences
 from tests.stillhouse.process import environment, running
 from worker.errors import UserError
 from worker.students import timm_network
@@ -75,7 +74,6 @@ TAUGHT_BY = {
     "shakespeare-codebook.yaml": ["shakespeare-teacher.yaml"],
 } | {"faces.yaml": ["faces-tough.yaml", "faces-tolerant.yaml"]}
 """The teachers of an example; of all others it is `teacher.yaml`."""
-GOOD, BAD, OTHER = "good fine great lovely", "bad poor awful dull", "the film was a rather long one and so on"
 
 
 class Service(NamedTuple):
@@ -125,6 +123,7 @@ def write_data(folder: Path) -> None:
     for name, rows in (("sts.tsv.gz", 120), ("sts-dev.tsv.gz", 30)):
         write_pairs(folder / name, rows)
     write_lists(folder / "lists.jsonl", 120)
+    write_articles(folder / "articles.jsonl", 120)
     words = random.Random(0).choices(f"{GOOD} {BAD} {OTHER}".split(), k=600)
     (folder / "book.txt").write_text(". ".join(" ".join(words[start : start + 6]) for start in range(0, 600, 6)))
     example("shakespeare").write_text(folder / "book.txt", folder)
@@ -171,42 +170,6 @@ def write_images(path: Path, teacher: Model) -> None:
         labels = teacher(torch.from_numpy(images).permute(0, 3, 1, 2)).argmax(-1).numpy()
     assert len(np.unique(labels[128:])) > 1
     np.savez(path, x_train=images[:128], y_train=labels[:128], x_test=images[128:], y_test=labels[128:])
-
-
-def write_sentences(path: Path, rows: int) -> None:
-    """Rows of a sentence and its label, of which two words tell."""
-    draw = random.Random(rows)
-    with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter="\t")
-        table.writerow(("sentence", "label"))
-        for row in range(rows):
-            telling = draw.choices((GOOD if row % 2 else BAD).split(), k=2)
-            words = [*telling, *draw.choices(OTHER.split(), k=draw.randint(1, 9))]
-            table.writerow((" ".join(draw.sample(words, len(words))), row % 2))
-
-
-def write_lists(path: Path, rows: int) -> None:
-    """Queries with two texts that have words in common with them, and up to three that have none."""
-    draw, words = random.Random(rows), [*GOOD.split(), *BAD.split()]
-    with path.open("w", encoding="utf-8") as file:
-        for row in range(rows):
-            query, others = draw.sample(words, 4), draw.sample(OTHER.split(), 4)
-            positives = [" ".join([*query[:3], draw.choice(others)]), " ".join([*query[1:], draw.choice(others)])]
-            negatives = [" ".join(draw.sample(others, 3)) for _ in range(row % 4)]
-            line = {"query": " ".join(query), "positives": positives, "negatives": negatives}
-            file.write(json.dumps({**line, "scores": [0.9, 0.8, *[0.1] * len(negatives)]}) + "\n")
-
-
-def write_pairs(path: Path, rows: int) -> None:
-    """Rows of two sentences and the share of words that they have in common, from 0 to 5."""
-    draw, words = random.Random(rows), [*GOOD.split(), *BAD.split(), *OTHER.split()]
-    with gzip.open(path, "wt", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter="\t")
-        table.writerow(("genre", "score", "sentence1", "sentence2"))
-        for row in range(rows):
-            one, other = draw.sample(words, 5), draw.sample(words, 5)
-            shared = [*one[: row % 6], *other[row % 6 :]]
-            table.writerow(("main", f"{row % 6}.000", " ".join(one), " ".join(shared)))
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +243,8 @@ def test_it_runs_to_its_end(service: Service, made: dict[str, Job], teachers: di
     ended = made.get(name) or service.finished(name, *assignments(name, teachers))
     names = {artifact.name for artifact in service.client.artifacts(ended.id)}
     assert {"model.safetensors", "config.json", "report.json"} <= names
-    assert ("tokenizer.json" in names) == (TASKS[ended.spec["task"]].reads == ("texts",))
+    reads_texts = ended.spec["student"]["architecture"] == "dual-encoder"
+    assert ("tokenizer.json" in names) == (reads_texts or TASKS[ended.spec["task"]].reads == ("texts",))
 
 
 def test_a_network_that_was_trained_elsewhere_teaches(service: Service) -> None:

@@ -20,7 +20,7 @@ from app.recipe.data.tokenizers import Trained
 from app.recipe.footprint import Footprint, evaluated, footprints, network_costs, rough_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import NetworkCosts, TrainingPlan, kept_back_count, plan_training, split_counts, training_flops
-from app.recipe.students.architectures import Transformers
+from app.recipe.students.architectures import reads_texts
 from app.recipe.students.inputs import Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import network_of, student_input
@@ -78,8 +78,7 @@ async def forecast(session: AsyncSession, project_id: str, spec: JobSpec, facts:
         return None
     counted = _count(spec, facts, train) if isinstance(train, SampleFacts) else _Counted()
     network = network_of(spec, facts.teachers)
-    reads_texts = isinstance(network, Transformers) and network.reads == "texts"
-    if network is None or (sample.kind == "texts" and not reads_texts):  # a table or images, which nobody has read
+    if network is None or (sample.kind == "texts" and not reads_texts(network)):  # nobody has read a table or images
         return Forecast(counted.plan, None, None)
     shown = train.targets or train.classes if isinstance(train, SampleFacts) else None
     outputs = shown or spec.declared_outputs or (teachers[0].outputs if teachers else spec.task_spec.assumed_outputs)

@@ -10,6 +10,7 @@ from typing import Any
 from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
+    DualEncoder,
     Mlp,
     MobileNetV2,
     Network,
@@ -118,7 +119,7 @@ class _Tally:
 
 def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
     """Count the costs of `student` on one sample; tables are for a `mlp` alone. None: they are only known after
-    building it (`transformers`, `timm`)."""
+    building it (`transformers`, `timm`, `dual-encoder`)."""
     tally = _count(student, sample, outputs)
     return tally.cost() if tally else None
 
@@ -130,7 +131,7 @@ def normalised_channels(network: Network) -> set[int]:
 
 
 def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
-    if isinstance(student, Transformers | Timm):
+    if isinstance(student, Transformers | Timm | DualEncoder):
         return None
     image = as_image(sample)
     tally = _Tally(image)

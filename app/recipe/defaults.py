@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep
-from app.recipe.students.architectures import Network, Pretrained, Shrink, Student, Timm, Transformers, Vit
+from app.recipe.students.architectures import (
+    DualEncoder,
+    Network,
+    Shrink,
+    Student,
+    Timm,
+    Transformers,
+    Vit,
+    reads_texts,
+)
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import Unshrinkable, network_of
 from app.recipe.tasks.base import TrainingDefaults
@@ -114,15 +123,15 @@ def training_defaults(job: JobSpec, models: Mapping[str, ModelConfig]) -> Traini
     """The defaults for a job's student, by its family and the source of its weights."""
     student, network = job.student, _network(job, models)
     if network is not None and not _is_transformer(network):
-        return _TUNED if isinstance(student, Pretrained) else _SHRUNK if _starts_as_teacher(student) else _FRESH
-    own, reads_texts = job.task_spec, _reads_texts(job, network)
-    tuned = _TUNED_ENCODER if reads_texts else _TUNED_VISION
-    if isinstance(student, Pretrained):
+        return _TUNED if job.start is not None else _SHRUNK if _starts_as_teacher(student) else _FRESH
+    own, of_texts = job.task_spec, _reads_texts(job, network)
+    tuned = _TUNED_ENCODER if of_texts else _TUNED_VISION
+    if job.start is not None:
         return (own.tuned or tuned)._replace(epochs=PRETRAINED_EPOCHS)
     if _starts_as_teacher(student):
         return own.shrunk or tuned
     fresh_vision = _FRESH_SMALL_VISION if isinstance(network, Vit) else _FRESH_VISION
-    return own.fresh or (_FRESH_ENCODER if reads_texts else fresh_vision)
+    return own.fresh or (_FRESH_ENCODER if of_texts else fresh_vision)
 
 
 def _starts_as_teacher(student: Student) -> bool:
@@ -132,7 +141,7 @@ def _starts_as_teacher(student: Student) -> bool:
 def _reads_texts(job: JobSpec, network: Network | None) -> bool:
     if network is None:
         return "texts" in job.task_spec.reads and isinstance(job.data, Texts)
-    return isinstance(network, Transformers) and network.reads == "texts"  # no built-in network takes texts
+    return reads_texts(network)
 
 
 def _network(job: JobSpec, models: Mapping[str, ModelConfig]) -> Network | None:
@@ -149,4 +158,4 @@ def _is_transformer(network: Network) -> bool:
         return network.model_type not in CONVOLUTIONAL_MODEL_TYPES
     if isinstance(network, Timm):
         return network.model.startswith(TRANSFORMERS_OF_TIMM)
-    return isinstance(network, Vit)
+    return isinstance(network, Vit | DualEncoder)

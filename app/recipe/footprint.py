@@ -7,12 +7,13 @@ computed, and its driver's is assumed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from app.recipe.cost import Cost, known_costs, student_cost
 from app.recipe.job import JobSpec
-from app.recipe.plan import NetworkCosts, model_memory
-from app.recipe.students.architectures import Mlp, Network, Transformers, Vit
+from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
+from app.recipe.students.architectures import DualEncoder, Mlp, Network, Transformers, Vit
 from app.recipe.students.heads import VqLogits
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
@@ -36,6 +37,8 @@ CONVOLUTION_FACTOR, DENSE_FACTOR = 1.7, 1.2
 """Activations, their gradients and the work space of kernels, as a multiple of the counted activations."""
 LEFT_OVER = 0.6
 """Share of the memory of activations that the process still holds during the export."""
+LABEL_TOKENS = 16
+"""Assumed tokens of a label's text."""
 CUDA_BYTES = 512 * MB
 """Assumed for a CUDA context and the libraries' kernels on the GPU."""
 
@@ -63,7 +66,7 @@ def footprints(
     weights, activations = model_memory(job, costs, samples)
     activations = round(activations * (DENSE_FACTOR if _is_dense(network) else CONVOLUTION_FACTOR))
     data = samples * (sample_bytes + target_bytes)
-    base = TRAINER_BYTES + (LIBRARY_BYTES if isinstance(network, Transformers) else 0)
+    base = TRAINER_BYTES + (LIBRARY_BYTES if isinstance(network, Transformers | DualEncoder) else 0)
     reading = base + round(READING_COPIES * data)
     written = round(EXPORT_COPIES * 4 * costs.student.parameters)
     training = base + weights + activations + round(KEPT_COPIES * data)
@@ -86,13 +89,16 @@ def network_costs(
         (learning if name == job.trained_teacher else fixed).append(cost)
     learning += [rough_cost(other, sample, outputs) for other in method.networks().values()]
     learning += [student] * method.same_networks
+    labels = _label_cost(network, sample, outputs) if isinstance(network, DualEncoder) else None
     known, learners = known_costs(fixed), known_costs(learning)
-    return None if known is None or learners is None else NetworkCosts(student, known, learners)
+    return None if known is None or learners is None else NetworkCosts(student, known, learners, labels)
 
 
 def rough_cost(network: Network, sample: Input, outputs: int) -> Cost | None:
     """As `student_cost`, and an estimate for the Transformers library's most common encoders and decoders; else
     none."""
+    if isinstance(network, DualEncoder):
+        return _with_labels(network, sample, outputs)
     if not isinstance(network, Transformers):
         return student_cost(network, sample, outputs)
     if network.model_type not in ENCODERS:
@@ -117,6 +123,27 @@ def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
     return Cost(parameters, flops, kept, tokens * max(hidden, 3 * width), matrices)
 
 
+def _with_labels(network: DualEncoder, sample: Input, labels: int) -> Cost | None:
+    """Cost of a text, compared with the vectors of all labels, which are no trained weights."""
+    assert isinstance(network.encoder, Transformers)  # a stored one was replaced by its network
+    whole, alone = (rough_cost(network.encoder, sample, outputs) for outputs in (labels, 0))
+    if whole is None or alone is None:
+        return None
+    return replace(whole, parameters=alone.parameters, activations=whole.activations + labels)
+
+
+def _label_cost(network: DualEncoder, sample: Input, labels: int) -> StepCost | None:
+    """Cost of encoding the texts of all labels in a step; none if it is unknown."""
+    assert isinstance(network.encoder, Transformers)  # as above
+    assert isinstance(sample, TextInput)  # the rules refuse others
+    one = rough_cost(network.encoder, sample.model_copy(update={"length": min(sample.length, LABEL_TOKENS)}), 0)
+    if one is None:
+        return None
+    vectors = labels * ENCODERS[network.encoder.model_type].sizes(network.encoder.config)[1]
+    # as they are encoded, and in the order of the classes; the gradients of both are in the factor of activations
+    return StepCost(LABEL_PASSES * labels * one.flops, min(labels, LABELS_AT_ONCE) * one.activations + 2 * vectors)
+
+
 def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
     """Tokens of one sample, and the number of token embeddings."""
     if isinstance(sample, TextInput):
@@ -129,7 +156,7 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
 
 
 def _is_dense(network: Network) -> bool:
-    return isinstance(network, Mlp | Vit | Transformers)
+    return isinstance(network, Mlp | Vit | Transformers | DualEncoder)
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:

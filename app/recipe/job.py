@@ -17,7 +17,7 @@ from app.recipe.methods import Method
 from app.recipe.methods.supervised import Supervised
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.stage import StageSpec
-from app.recipe.students.architectures import Pretrained, Student
+from app.recipe.students.architectures import DualEncoder, Pretrained, Student
 from app.recipe.students.inputs import Side
 from app.recipe.students.pooling import Embedding
 from app.recipe.tasks import TaskName, task_of
@@ -291,7 +291,23 @@ class JobSpec(Spec):
     def origins(self) -> dict[str, Origin]:
         """Stored models that the job reads, teachers before a student, by the path of the field that describes each."""
         found: dict[str, Origin] = {self.teacher_path(index): each for index, each in enumerate(self.all_teachers)}
-        return found | ({"student": self.student} if isinstance(self.student, Pretrained) else {})
+        return found | ({self.start_path: self.start} if self.start is not None else {})
+
+    @property
+    def start(self) -> Pretrained | None:
+        """The stored model whose weights the student, or its encoder, starts from; none: there is no such model."""
+        own = self.student.encoder if isinstance(self.student, DualEncoder) else self.student
+        return own if isinstance(own, Pretrained) else None
+
+    @property
+    def start_path(self) -> str:
+        """Path of the field that describes this model."""
+        return "student.encoder" if isinstance(self.student, DualEncoder) else "student"
+
+    @property
+    def start_param(self) -> str:
+        """Path of the field with the source of this model; if there is none, of the network."""
+        return f"{self.start_path}.{self.start.source}" if self.start else self.start_path
 
     @property
     def references(self) -> dict[str, str]:

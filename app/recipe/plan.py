@@ -15,6 +15,19 @@ from app.recipe.job import JobSpec, Recipe
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
+LABELS_AT_ONCE = 256
+"""Labels whose texts a dual encoder encodes at a time."""
+LABEL_PASSES = 4
+"""Forward passes that a label's text costs in a step: one, its repetition before the backward pass, and that, which
+counts twice."""
+
+
+class StepCost(NamedTuple):
+    """Cost of a micro-batch beside that of its samples."""
+
+    flops: int
+    elements: int
+    """Elements kept for the backward pass, and their gradients."""
 
 
 class NetworkCosts(NamedTuple):
@@ -25,6 +38,8 @@ class NetworkCosts(NamedTuple):
     """Teachers that stay as they are."""
     learners: Sequence[Cost] = ()
     """Networks that are trained beside the student: a teacher that learns, and peers."""
+    labels: StepCost | None = None
+    """Cost of encoding the texts of labels; none: the student does not."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +124,13 @@ def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts 
 
 def training_flops(plan: TrainingPlan, recipe: Recipe, costs: NetworkCosts) -> int:
     """Floating-point operations of the whole training: a sample takes as many forward passes of each network that is
-    trained as the method says, and one of each teacher; a backward pass counts twice."""
+    trained as the method says, and one of each teacher; a backward pass counts twice. Labels are encoded for every
+    micro-batch."""
     trained = recipe.method.passes(recipe) * costs.student.flops
     trained += recipe.method.learner_passes(recipe) * sum(learner.flops for learner in costs.learners)
     per_sample = trained + sum(teacher.flops for teacher in costs.teachers)
-    return per_sample * recipe.views * plan.samples_until(plan.total_steps)
+    of_labels = costs.labels.flops * recipe.accumulate * plan.total_steps if costs.labels else 0
+    return per_sample * recipe.views * plan.samples_until(plan.total_steps) + of_labels
 
 
 def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, int]:
@@ -128,7 +145,8 @@ def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, 
     of_learners = [learner.activations for learner in costs.learners]
     elements = max([elements, *of_learners]) if recipe.method.learns_in_turn else sum(of_learners, elements)
     micro_batch *= recipe.views
-    activations = micro_batch * elements * (2 if recipe.precision == "bf16" else 4)
+    elements = micro_batch * elements + (costs.labels.elements if costs.labels else 0)
+    activations = elements * (2 if recipe.precision == "bf16" else 4)
     for teacher in costs.teachers:
         weights += teacher.parameters
         activations += 4 * micro_batch * teacher.peak_activation

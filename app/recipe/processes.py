@@ -26,8 +26,8 @@ def processes_problems(job: JobSpec) -> Iterator[Problem]:
         yield Problem("resources.queue", found, "cpu or gpu, or one process")
     if size > job.recipe.batch_size:
         yield Problem(FIELD, f"{size} is more than the samples of a batch", f"<= {job.recipe.batch_size}")
-    objectives = [*job.objectives.values(), *job.recipe.method.objectives().values()]
-    coupled = {term.kind for terms in objectives for term in terms if term.couples_rows and not term.gathers}
+    objectives, answer = [*job.objectives.values(), *job.recipe.method.objectives().values()], job.task_spec.answers
+    coupled = {term.kind for terms in objectives for term in terms if term.couples(answer) and not term.gathers}
     for kind in sorted(coupled - job.recipe.method.divides):
         found = f"is {size}, but {kind} compares all samples of a batch with each other, and each process has a share"
         yield Problem(FIELD, found, "1")

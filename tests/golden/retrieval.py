@@ -13,8 +13,9 @@ from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison, evaluate
 from worker.data.pairs import NEGATIVE, POSITIVE, QUERY
 from worker.losses.base import LossInputs
-from worker.losses.dexml import Labelled, label_losses, log_soft_top_k, soft_top_k
+from worker.losses.dexml import log_soft_top_k, soft_top_k
 from worker.losses.retrieval import LgAnnaTerm, mann_whitney, symmetric
+from worker.tensors import IGNORED
 
 
 def mw(case: Case) -> Iterator[Comparison]:
@@ -61,7 +62,8 @@ CRITERIA = {"decoupled-softmax": "decoupled", "topk": "top-k"}
 
 
 def dexml(case: Case) -> Iterator[Comparison]:
-    """Gradients of saturated sigmoids, which are far below the others, are held to 1e-8."""
+    """Losses of logits of a multi-label task, whose targets are one for each label, or the numbers of the positives.
+    Gradients of saturated sigmoids, which are far below the others, are held to 1e-8."""
     hyper = case.hyper
     if "x" in case.inputs:
         scores = case.inputs["x"].requires_grad_()
@@ -73,16 +75,16 @@ def dexml(case: Case) -> Iterator[Comparison]:
         return
     criterion = CRITERIA.get(hyper["criterion"], hyper["criterion"])
     own = {"k": hyper["K"], "alpha": hyper["alpha"]} if criterion == "top-k" else {}
-    spec = Dexml.model_validate({"kind": "dexml", "criterion": criterion, "left_out": "constant", **own})
-    scores = case.inputs["sim"].requires_grad_()
-    values = case.inputs["target_vals"]
-    weights = torch.zeros_like(scores).scatter_add(1, case.inputs["target_inds"], values.where(values > 1e-8, 0.0))
-    positive = weights.detach() > 0.0
-    weights = weights.detach() if hyper["weighted"] else positive.double()
-    loss = label_losses(scores, Labelled(positive, torch.ones_like(positive), weights), spec).mean()
-    (gradient,) = torch.autograd.grad(loss, scores)
-    yield Comparison("dexml", "loss", loss.detach(), case.outputs["loss"])
-    yield Comparison("dexml", "grad_sim", gradient, case.outputs["grad_sim"], is_gradient=True)
+    own |= {"weighted": bool(hyper["weighted"]), "left_out": "constant"}
+    spec = Dexml.model_validate({"kind": "dexml", "criterion": criterion, **own})
+    scores, values, numbers = (case.inputs[name] for name in ("sim", "target_vals", "target_inds"))
+    there = values > 1e-8
+    dense = torch.zeros_like(scores).scatter_add(1, numbers, values.where(there, 0.0))
+    listed = numbers.where(there, IGNORED).int()
+    for targets in (dense,) if spec.weighted else (dense, listed):
+        loss, gradient = evaluate([spec], LossInputs(scores, targets, None))
+        yield Comparison("dexml", "loss", loss, case.outputs["loss"])
+        yield Comparison("dexml", "grad_sim", gradient, case.outputs["grad_sim"], is_gradient=True)
 
 
 def lg_anna(case: Case) -> Iterator[Comparison]:

@@ -9,7 +9,7 @@ import torch
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
-from app.recipe.students.architectures import Pretrained, Shrink
+from app.recipe.students.architectures import Shrink
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, sized, teacher_depth
 from app.recipe.tasks.base import MainMetric
@@ -29,8 +29,8 @@ def epochs_figures(plan: TrainingPlan, main: MainMetric, kept: str, last: Point,
 def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures | None:
     """Origin of the student's initial weights: a stored model, or layers and heads of a teacher, by their numbers
     there; none if they were random. `teachers` has configs by name."""
-    if isinstance(job.student, Pretrained):
-        return {"started_from": job.student.reference}
+    if job.start is not None:
+        return {"started_from": job.start.reference}
     name = shrunk_teacher(job)
     if name is None or not isinstance(job.student, Shrink):
         return None

@@ -25,6 +25,7 @@ from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_memory, data_subject, invalid
 from worker.data.label_notes import kept_back_notes
+from worker.data.label_texts import equal_labels, label_texts
 from worker.data.randomness import derive_seed
 from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
@@ -53,7 +54,8 @@ def load_samples(
         refuse(find_problems(job, InputFacts(teachers=teachers)))
     samples = task.gathered({param: _read(task, path, job, param) for param, path in files.items()})
     targets = task.targets(job, teachers, samples)
-    readers, warnings = _readers(job, inputs, teachers, samples["data.train"])
+    labels = label_texts(job.student, targets.classes.names if targets.classes else None)
+    readers, warnings = _readers(job, inputs, teachers, samples["data.train"], labels)
     facts = {param: _facts(one, readers, targets, param) for param, one in samples.items()}
     refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
     aligned = {
@@ -73,7 +75,22 @@ def load_samples(
     notes += [note for split in aligned.values() for note in split.notes]
     notes += [*targets.notes, *warnings, *task.label_notes(train.targets, evaluation.targets, model)]
     places = targets.classes.places if targets.classes else {}
-    return TaskData(train, evaluation, model, notes, readers, kept_back, numbers=numbers, places=places, split=division)
+    label_tokens = None
+    if readers is not None and labels:
+        label_tokens = readers.student.encode(TextSamples(labels), readers.input.length).ids
+        notes += equal_labels(label_tokens, model.class_names or labels)
+    return TaskData(
+        train,
+        evaluation,
+        model,
+        notes,
+        readers,
+        kept_back,
+        numbers=numbers,
+        places=places,
+        split=division,
+        label_tokens=label_tokens,
+    )
 
 
 def _headers(path: Path, param: str) -> Archive:
@@ -88,12 +105,13 @@ def _read(task: SampleReading, path: Path, job: JobSpec, param: str) -> Samples:
 
 
 def _readers(
-    job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples
+    job: JobSpec, inputs: Mapping[str, Path], teachers: Mapping[str, ModelConfig], train: Samples, labels: list[str]
 ) -> tuple[Readers | None, list[str]]:
-    """The tokenizers, and warnings about them."""
+    """The tokenizers, and warnings about them; one that is trained learns from the texts of `labels`, too."""
     if not isinstance(train.inputs, TextSamples) or not isinstance(job.data, TextOptions):
         return None, []
-    readers = open_readers(job, job.data, inputs, teachers, train.inputs)
+    texts = train.inputs._replace(first=[*train.inputs.first, *labels]) if labels else train.inputs
+    readers = open_readers(job, job.data, inputs, teachers, texts)
     return readers, check_tokenizers(job, readers, teachers, sampled(train.inputs.first))
 
 

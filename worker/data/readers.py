@@ -12,7 +12,6 @@ from torch import Tensor
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.data.tokenizers import BytePairs, TeacherTokenizer, WordPiece
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import Pretrained
 from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.teachers.other_tokens import other_tokens_problems
 from worker.data.formats.columns import TextSamples
@@ -118,7 +117,7 @@ def open_reader(
         _stored(folders[teacher.reference], job.teacher_param(index)) for index, teacher in enumerate(job.all_teachers)
     ]
     wanted = options.tokenizer or (TeacherTokenizer() if readers else BytePairs(lowercase=False))
-    if isinstance(wanted, BytePairs) and not isinstance(job.student, Pretrained):
+    if isinstance(wanted, BytePairs) and job.start is None:
         student = train_writer(wanted, train)
     else:
         student = _students(job, options, folders, readers, TextSamples([]))
@@ -161,8 +160,8 @@ def _students(
     teachers: list[TextTokenizer],
     train: TextSamples,
 ) -> TextTokenizer:
-    if isinstance(job.student, Pretrained):
-        return _stored(folders[job.student.reference], f"student.{job.student.source}")
+    if job.start is not None:
+        return _stored(folders[job.start.reference], job.start_param)
     wanted = options.tokenizer or (TeacherTokenizer() if teachers else WordPiece())
     if not isinstance(wanted, TeacherTokenizer):
         return train_tokenizer(wanted, train)

@@ -49,6 +49,9 @@ class TaskData:
     alignment: Mapping[str, dict[str, float]] = field(default_factory=dict)
     """By the input key of a teacher with another tokenizer: the shares of the student's tokens, by split, for which
     there is a teacher prediction."""
+    label_tokens: Tensor | None = None
+    """Token ids (C, T) int64 of the texts of the classes, on the CPU, for a student that encodes them; none: it does
+    not."""
     split: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the report about the division of the samples."""
 

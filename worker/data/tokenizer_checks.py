@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import Pretrained
 from app.recipe.students.model import ModelConfig, TextInput
 from worker.data.formats.faults import shown
 from worker.data.readers import Readers
@@ -36,9 +35,8 @@ def check_tokenizers(
     sample = [text[:CHARACTERS] for text in islice(texts, TEXTS)]
     stored = {job.teacher_param(index): each.reference for index, each in enumerate(job.all_teachers)}
     tokenizers = {param: readers.by_teacher[reference] for param, reference in stored.items()}
-    if isinstance(job.student, Pretrained):
-        param = f"student.{job.student.source}"
-        stored[param], tokenizers[param] = job.student.reference, readers.student
+    if job.start is not None:
+        stored[job.start_param], tokenizers[job.start_param] = job.start.reference, readers.student
     notes: list[str] = []
     for param, reference in stored.items():
         notes += _fit_notes(tokenizers[param], models[reference], param)

@@ -1,6 +1,7 @@
-"""DEXML (2310.10636): queries choose their labels, the texts of a batch, of which several may be right.
+"""DEXML (2310.10636): queries choose their labels, of which several may be right: the texts of a batch, or classes.
 
-Q queries, L labels: the documents of a batch, equal texts once. A sample has n rows, R = Q n.
+Q queries, L labels: the documents of a batch, equal texts once. A sample has n rows, R = Q n. In a multi-label task a
+row is a query, and the classes are the labels.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses.retrieval import Dexml
+from app.recipe.losses.retrieval import COSINE_TEMPERATURE, Dexml
 from worker.data.pairs import NEGATIVE, POSITIVE, ROLE, SCORE, TEXT
 from worker.losses.base import LossInputs
-from worker.tensors import at_least_float32
+from worker.tensors import IGNORED, at_least_float32
 
-AT_ONCE = 2**18
-"""Cosines that are computed at a time."""
+AT_ONCE, LOGITS_AT_ONCE = 2**18, 2**21
+"""Cosines, and given logits, whose losses are computed at a time."""
 CONSTANT = -100.0
 """The authors' score of labels that are left out."""
 TINY = 1e-20
@@ -40,12 +41,15 @@ class Labelled(NamedTuple):
 
 class DexmlTerm:
     """The loss of the whole batch, in all rows; some queries are computed at a time, and their gradient with them, so
-    that memory does not grow with the queries times the labels."""
+    that memory does not grow with the queries times the labels. Of logits the loss of each row, as many at a time."""
 
     def __init__(self, spec: Dexml) -> None:
         self.spec = spec
 
     def __call__(self, inputs: LossInputs) -> Tensor:
+        if inputs.rows_per_sample == 1:  # a query of texts has candidates beside it
+            losses: Tensor = _OfLogits.apply(inputs.student, inputs.labels, self.spec)  # type: ignore[no-untyped-call]
+            return losses
         directions = F.normalize(at_least_float32(inputs.student), dim=-1)
         result: Tensor = _Chunked.apply(directions, inputs.labels, inputs.rows_per_sample, self.spec)  # type: ignore[no-untyped-call]
         return result.expand(len(inputs.labels))
@@ -57,16 +61,16 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, directions: Tensor, labels: Tensor, size: int, spec: Dexml) -> Tensor:
         gradient, total = torch.zeros_like(directions), directions.new_zeros((), dtype=torch.float64)
-        queries = len(labels) // size
+        queries, temperature = len(labels) // size, spec.temperature or COSINE_TEMPERATURE
         for part, labelled in _parts(labels, size, spec, directions.dtype):
             own = directions[part * size]
             with torch.enable_grad():
-                scores = (own @ directions.T / spec.temperature).requires_grad_()
+                scores = (own @ directions.T / temperature).requires_grad_()
                 loss = label_losses(scores, labelled, spec).sum() / queries
             (slopes,) = torch.autograd.grad(loss, scores)
             total += loss.detach()
-            gradient.addmm_(slopes.T, own, alpha=1.0 / spec.temperature)
-            gradient[part * size] += slopes @ directions / spec.temperature
+            gradient.addmm_(slopes.T, own, alpha=1.0 / temperature)
+            gradient[part * size] += slopes @ directions / temperature
         ctx.save_for_backward(gradient)
         return total.to(directions.dtype)
 
@@ -74,6 +78,41 @@ class _Chunked(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         return upstream * ctx.saved_tensors[0], None, None, None
+
+
+class _OfLogits(torch.autograd.Function):
+    """Loss (B,) of each row in at least float32, from floating logits (B, C) and targets (B, C) floating or (B, P)
+    int32."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, spec: Dexml) -> Tensor:
+        gradient, losses = torch.empty_like(logits), list[Tensor]()
+        rows = max(1, LOGITS_AT_ONCE // logits.shape[1])
+        parts = (torch.split(each, rows) for each in (logits, targets, gradient))
+        for own, right, slopes in zip(*parts, strict=True):
+            with torch.enable_grad():
+                scores = at_least_float32(own.detach()).requires_grad_()
+                found = label_losses(scores, _labelled(right, scores, spec), spec)
+            slopes.copy_(torch.autograd.grad(found, scores, torch.ones_like(found))[0])
+            losses.append(found.detach())
+        ctx.save_for_backward(gradient)
+        return torch.cat(losses)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.unsqueeze(1).to(gradient.dtype), None, None
+
+
+def _labelled(targets: Tensor, scores: Tensor, spec: Dexml) -> Labelled:
+    """All classes, for scores (n, C), with targets (n, C) floating or numbers (n, P) int32 of the positives."""
+    if targets.dtype == torch.int32:
+        places = targets.long().masked_fill(targets == IGNORED, scores.shape[1])
+        targets = scores.new_zeros(len(scores), scores.shape[1] + 1).scatter_(1, places, 1.0)[:, :-1]
+    positive = targets > 0
+    weights = targets if spec.weighted else positive
+    return Labelled(positive, torch.ones_like(positive), weights.to(scores.dtype))
 
 
 def _parts(labels: Tensor, size: int, spec: Dexml, dtype: torch.dtype) -> Iterator[tuple[Tensor, Labelled]]:

@@ -12,6 +12,7 @@ from app.recipe.cost import as_image
 from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
+    DualEncoder,
     Mlp,
     MobileNetV2,
     Network,
@@ -26,6 +27,7 @@ from app.recipe.students.pooling import Embedding
 from worker.students import (
     cifar_resnet,
     cifar_vgg,
+    dual_encoder,
     hugging_face,
     mlp,
     mobilenet_v2,
@@ -52,6 +54,8 @@ def blaming(network: Network) -> AbstractContextManager[None]:
     """Turn a library's error while it builds or runs this network into a UserError (`invalid_architecture`)."""
     if isinstance(network, Timm):
         return timm_network.blaming_the_arguments(network)
+    if isinstance(network, DualEncoder):
+        network = dual_encoder.encoder_of(network)
     return blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
 
 
@@ -63,6 +67,8 @@ def build(
     (N, S, outputs)."""
     if isinstance(network, Timm):
         return timm_network.build(network, as_image(sample), outputs)
+    if isinstance(network, DualEncoder):
+        return dual_encoder.build(network, sample, outputs)
     if isinstance(network, Transformers):
         return hugging_face.build(network, sample, outputs, embedding, per_token=per_token)
     return BUILDERS[type(network)](network, as_image(sample), outputs)

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from app.recipe.students.architectures import SET_FROM_THE_JOB, Transformers
+from app.recipe.students.architectures import SET_FROM_THE_JOB, DualEncoder, Transformers
 from app.recipe.students.hugging_face import DOCUMENTS, parse_object, refuse_code
 from app.recipe.students.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
 from app.recipe.tasks import TASKS, TaskName, task_of
@@ -236,7 +236,8 @@ def write_tokenizer(tokenizer: TextTokenizer, config: ModelConfig, folder: Path)
     sample, network = config.input, config.architecture
     assert isinstance(sample, TextInput)
     tokenizer.save(folder)
-    parts = isinstance(network, Transformers) and has_segments(network)
+    encoder = network.encoder if isinstance(network, DualEncoder) else network
+    parts = isinstance(encoder, Transformers) and has_segments(encoder)
     inputs = ["input_ids", "attention_mask", *(["token_type_ids"] if parts else [])]
     document = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     document |= {"model_max_length": sample.length, "model_input_names": inputs}

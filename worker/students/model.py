@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from app.recipe.students.architectures import DualEncoder
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
 from worker import students
 from worker.outputs import HiddenStates
@@ -171,6 +172,8 @@ def _preprocess(config: ModelConfig) -> nn.Module:
 
 def last_layer(model: Model) -> nn.Linear | None:
     """The last linear layer with as many outputs as the model, if there is one."""
+    if isinstance(model.config.architecture, DualEncoder):  # its outputs are cosines
+        return None
     layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
     fitting = [name for name, layer in layers.items() if layer.out_features == model.config.outputs]
     body = getattr(model.network, "base_model_prefix", None)  # the library may list the head before the body

@@ -11,10 +11,11 @@ from torch import Tensor
 from app.recipe.data.class_rules import model_classes
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import Pretrained, Timm, Transformers
+from app.recipe.students.architectures import DualEncoder, Pretrained, Timm, Transformers
 from app.recipe.students.model import ModelConfig
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
+from worker.students.dual_encoder import ENCODER, DualEncoderNetwork, encoder_config
 from worker.students.model import Model, last_layer
 from worker.students.shrink import take_over
 from worker.students.weights import InvalidModel, load_model, read_config, reading_weights, stored_weights
@@ -32,20 +33,35 @@ def _start_timm(student: Model, stored: Model) -> None:
             tensor.copy_(state[name])
 
 
+def _start_encoder(network: DualEncoderNetwork, config: ModelConfig, folder: Path) -> list[str]:
+    """Copy the weights of a stored encoder, or of that of a stored classifier or dual encoder, into that of `network`,
+    which `config` describes; returns names as `start_from` does."""
+    state, stored = stored_weights(folder), read_config(folder)
+    dual = isinstance(stored.architecture, DualEncoder)
+    prefix = ENCODER if dual else f"{network.encoder.base_model_prefix}."
+    if dual or stored.has_head:
+        body = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+        state = body or state  # a folder of the library may have an encoder alone
+    return hugging_face.start_from(network.encoder, encoder_config(config), state)
+
+
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
-    """Copy the stored weights in the folder of its reference into `student`, a fresh one, in place; a student without a
-    reference is not changed.
+    """Copy the stored weights in the folder of its reference into `student`, a fresh one, or into its encoder, in
+    place; a student without a reference is not changed.
 
     If its outputs differ from the stored model's, or that has no classifier, it keeps its fresh last layers. Classes
     are matched by their names; if that fails, its last layer stays fresh, with a warning. Raises UserError
     (`invalid_student`) naming the first tensor that is missing or does not fit.
     """
-    if not isinstance(job.student, Pretrained):
+    if job.start is None:
         return student
-    folder = folders[job.student.reference]
-    param, fresh = f"student.{job.student.source}", _last_weights(student)
+    folder = folders[job.start.reference]
+    param, fresh = job.start_param, _last_weights(student)
     with reading_weights(folder, f"the model of {param}", "invalid_student", param):
         try:
+            if isinstance(student.network, DualEncoderNetwork):
+                student.ignored = _start_encoder(student.network, student.config, folder)
+                return student
             if isinstance(student.config.architecture, Transformers):
                 student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
             elif isinstance(student.config.architecture, Timm):
@@ -53,7 +69,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
             else:
                 take_over(student, load_model(folder), EVERY_LAYER)
             stored = read_config(folder).taken_for(student.config.task)
-            places = _places(student, job, job.student, stored)
+            places = _places(student, job, job.start, stored)
         except ClassMismatch as error:
             _fill(student, fresh)
             warn(f"the student's last layer is initialised: {error}; student.class_order can name the stored classes")

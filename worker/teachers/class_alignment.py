@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from worker.students.dual_encoder import DualEncoderNetwork
 from worker.students.model import Model, last_layer
 
 
@@ -19,12 +20,20 @@ def take_classes(model: Model, places: Sequence[int], names: Sequence[str] | Non
     """
     class_names = None if names is None else list(names)
     if list(places) != list(range(model.config.outputs)):
-        layer = last_layer(model)
-        if layer is None:
-            raise TypeError("a classifier without a last linear layer")
-        rows = torch.tensor(list(places), device=layer.weight.device)
-        layer.weight = nn.Parameter(layer.weight[rows].clone(), requires_grad=layer.weight.requires_grad)
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias[rows].clone(), requires_grad=layer.bias.requires_grad)
-        layer.out_features = len(places)
+        if isinstance(model.network, DualEncoderNetwork):
+            model.network.take_labels(torch.tensor(list(places), device=model.network.labels.device))
+        else:
+            _take_rows(model, places)
     model.config = model.config.model_copy(update={"classes": len(places), "class_names": class_names})
+
+
+def _take_rows(model: Model, places: Sequence[int]) -> None:
+    """Select rows of the last layer; raises TypeError if there is none."""
+    layer = last_layer(model)
+    if layer is None:
+        raise TypeError("a classifier without a last linear layer")
+    rows = torch.tensor(list(places), device=layer.weight.device)
+    layer.weight = nn.Parameter(layer.weight[rows].clone(), requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias[rows].clone(), requires_grad=layer.bias.requires_grad)
+    layer.out_features = len(places)

@@ -181,8 +181,8 @@ def train_job(
         return Stopped(step=state.step)
 
     log(PhaseBegan(phase="exporting"))
-    # they were those of another student than the one that is exported
-    operations = {"flops": counter.total(state)} if outcome.student is not None else {}
+    # they were those of another student than the one that is exported, or not of samples alone
+    operations = {"flops": counter.total(state)} if outcome.student is not None or counter.counts_steps else {}
     of_batches = {"pseudo_labels": pseudo_labels.figures(seed)} if pseudo_labels is not None else {}
     of_losses = {"losses": figures} if (figures := stages[-1].objective.figures()) else {}
     tokenizers = other_tokens(job, data)

@@ -1,4 +1,4 @@
-"""Last layers that are computed from features after the last step."""
+"""Last layers that are computed after the last step, from features or from the texts of labels."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from app.recipe.plan import EVAL_BATCH
+from app.recipe.students.architectures import DualEncoder
 from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batch
 from worker.errors import UserError
 from worker.losses.base import target_column
 from worker.students.heads import nb_diag
 from worker.students.model import Model, last_layer
+from worker.training.dual_encoder import store_labels
 
 
 def require_every_class(config: ModelConfig, samples: Batch) -> None:
@@ -31,9 +33,11 @@ def require_every_class(config: ModelConfig, samples: Batch) -> None:
 
 
 def fit_head(config: ModelConfig, student: Callable[[], Model], samples: Batch) -> None:
-    """Compute the student's head from the training `samples`, as they are, if it is of such a kind. `student` is called
-    in this case alone, since sharded weights are gathered for it."""
+    """Compute the student's head from the training `samples`, as they are, if it is of such a kind, and the vectors of
+    labels from their texts. `student` is called in these cases alone, since sharded weights are gathered for it."""
     spec = nb_diag.spec_of(config.architecture)
+    if isinstance(config.architecture, DualEncoder):
+        store_labels(student())
     if spec is None:
         return
     model = student()

@@ -13,6 +13,7 @@ from worker.data.task_data import TaskData
 from worker.machine import choose_threads
 from worker.students.measure import network_cost
 from worker.teachers import TeacherSource
+from worker.training.dual_encoder import label_flops
 from worker.training.peak import Peak, peak_of
 from worker.training.stages import TeacherHandle
 from worker.training.state import TrainState
@@ -34,7 +35,8 @@ class FlopCounter:
 
     Counted are the networks' matrix products, convolutions and attention: three forward passes of the student for each
     sample that it learns from, one if only terms of the loss are trained, and one of each teacher for each sample that
-    it is run on. A training method adds what it computes beyond that, or saves. Losses and evaluations are left out.
+    it is run on; of a dual encoder also the labels in every step. A training method adds what it computes beyond that,
+    or saves. Losses and evaluations are left out.
     """
 
     def __init__(
@@ -46,11 +48,16 @@ class FlopCounter:
         peak: Peak,
         state: TrainState,
         further: Callable[[TrainState, int], Mapping[str, int]] = lambda state, samples: {},
+        per_step: int = 0,
     ) -> None:
-        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`)."""
+        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`);
+        `per_step` are those of the student in a step beside its samples' (see `label_flops`)."""
         self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
         self._before_main = len(job.recipe.stages)
         trains_student = [stage.trains == "student" for stage in job.recipe.all_stages]
+        self.counts_steps = per_step > 0
+        """Whether the student's operations are not those of its samples alone."""
+        self._per_step = [per_step * trains for trains in trains_student]
         self._per_sample = [student_flops * (1 + BACKWARD * trains) for trains in trains_student]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
         self._last = self._done(state)
@@ -85,10 +92,11 @@ class FlopCounter:
     def _done(self, state: TrainState) -> dict[str, int]:
         """Operations by network; without an entry for teachers if there are none."""
         step = state.step
+        steps = [min(step, stage.end) - min(step, stage.first) for stage in self._plan.stages]
         samples = [
             self._samples(min(step, stage.end)) - self._samples(min(step, stage.first)) for stage in self._plan.stages
         ]
-        done = {"student": sum(map(mul, self._per_sample, samples))}
+        done = {"student": sum(map(mul, self._per_sample, samples)) + sum(map(mul, self._per_step, steps))}
         if self._teachers:
             done["teacher"] = state.teacher_flops
         for name, count in self._further(state, sum(samples[self._before_main :])).items():
@@ -122,7 +130,8 @@ def open_flop_counter(
     }
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
-    return FlopCounter(job, plan, flops, costs, peak, state, further)
+    per_step = label_flops(state.student) * job.recipe.accumulate * processes
+    return FlopCounter(job, plan, flops, costs, peak, state, further, per_step)
 
 
 def student_flops(task: TaskData, views: int = 1) -> int:

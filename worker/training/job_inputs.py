@@ -28,6 +28,7 @@ from worker.students.start import start
 from worker.tasks.base import Task
 from worker.teachers import load_teacher, read_teacher_config
 from worker.teachers.class_alignment import take_classes
+from worker.training.dual_encoder import read_labels
 from worker.training.state import fresh_student
 from worker.training.warning_log import WarningLog
 
@@ -86,7 +87,9 @@ def build_student(
     student.input_key = inputs.data.input_key or student.input_key
     if not isinstance(job.student, Pretrained):  # which has a codebook of its own
         start_codebook(student, inputs.teachers, seed)
-    return start(inherit(student, job, inputs.teachers), job, paths, partial(log.warn, "fresh_layer")).to(device)
+    started = start(inherit(student, job, inputs.teachers), job, paths, partial(log.warn, "fresh_layer"))
+    read_labels(started, inputs.data)
+    return started.to(device)
 
 
 def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:

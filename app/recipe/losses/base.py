@@ -54,6 +54,11 @@ class LossSpec(TaskOption):
         return self.reads_weights
 
     @classmethod
+    def couples(cls, answer: Answer) -> bool:
+        """Whether it couples the rows of a batch in a task with this kind of output; see `couples_rows`."""
+        return cls.couples_rows
+
+    @classmethod
     def why_not_by_token(cls) -> str:
         """Why it is not for a task that asks for a class of every token; empty: it is."""
         return "it compares the rows of a batch with each other, and a row is a token here" if cls.couples_rows else ""

@@ -10,11 +10,13 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipe.base import Paper
+from app.recipe.base import Answer, Paper
 from app.recipe.losses.base import Temperature
 from app.recipe.losses.embeddings import PairTerm
 
 ScoreSource = Literal["scores", "teacher"]
+COSINE_TEMPERATURE = 0.05
+"""Divisor of the cosines of `dexml`, unless the job has another."""
 
 
 class Mw(PairTerm):
@@ -131,13 +133,16 @@ class LgAnna(PairTerm):
 
 
 class Dexml(PairTerm):
-    """A query chooses among all texts of the batch, of which several may be right (DEXML): for queries with lists of
-    positives.
+    """A text chooses among many labels, of which several may be right (DEXML): among the texts of the batch, for
+    queries with lists of positives, or among the classes of a multi-label task.
 
     The labels of a query are the candidates of all queries, equal texts once, without the query's own text. Memory does
-    not grow with the queries times the labels.
+    not grow with the queries times the labels. In `multi-label-classification` s are the logits of all classes, of any
+    student; that of the paper is a `dual-encoder`. A class with a target above 0 is a positive. Scores of `softmax` and
+    `decoupled` rank the labels of a sample, but have no threshold: `bce` makes logits above 0 decisions.
     """
 
+    answers: ClassVar[frozenset[Answer]] = frozenset({"vectors", "labels"})
     needs_teacher: ClassVar[bool] = False
     couples_rows: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
@@ -147,21 +152,22 @@ class Dexml(PairTerm):
         "top-k: mean of -log sigmoid(alpha (s_p + t)), with t so that the sigmoids of all labels add up to k"
     )
     applies: ClassVar[str] = (
-        "Embeddings of pairs or of queries with candidates, without a teacher. Better with large batches; not with "
-        "`accumulate` above 1, nor with several processes."
+        "Embeddings of pairs or of queries with candidates, without a teacher: better with large batches; not with "
+        "`accumulate` above 1, nor with several processes. Multi-label classification: without these limits."
     )
     kind: Literal["dexml"] = "dexml"
     criterion: Literal["softmax", "decoupled", "bce", "top-k"] = "decoupled"
     """Form of the loss: decoupled softmax, in which positives do not compete with each other; softmax over all labels,
     summed over the positives; one sigmoid for each label; or the positives' membership of the `k` largest scores."""
-    temperature: Temperature = 0.05
-    """Divides the cosines."""
+    temperature: Temperature | None = None
+    """Divides the cosines of texts; none: by 0.05. Logits are not divided (a `dual-encoder` has its own temperature),
+    and there it must be none."""
     k: Annotated[int, Field(ge=1, le=100_000)] = 5
-    """Number of largest scores, for `top-k`; at most one less than the labels of a batch."""
+    """Number of largest scores, for `top-k`; at most one less than the labels."""
     alpha: Annotated[float, Field(gt=0.0, le=1e6)] = 2.0
     """Steepness of the sigmoids, for `top-k`."""
     weighted: bool = False
-    """Multiplies the term of each positive by its score."""
+    """Multiplies the term of each positive by its score, or by its target, which may be a probability."""
     left_out: Literal["exclude", "constant"] = "exclude"
     """Labels that do not count are excluded, or have the score -100 as in the authors' code, which counts where scores
     are as low."""
@@ -169,3 +175,7 @@ class Dexml(PairTerm):
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]  # here it depends on a setting
         return self.weighted
+
+    @classmethod
+    def couples(cls, answer: Answer) -> bool:
+        return answer == "vectors"

@@ -91,18 +91,21 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
         yield Problem(f"{path}.centered", found, "false")
     if isinstance(term, PairLoss):
         yield from _pair_problems(job, term, path)
+    if isinstance(term, Dexml) and job.task_spec.answers == "labels" and term.temperature is not None:
+        found = f"is {term.temperature:g}, and the logits of labels are not divided"
+        yield Problem(f"{path}.temperature", found, "null; student.temperature divides the cosines of a dual-encoder")
     for field_name, name in term.named_teachers().items():
         if not term.needs_teacher:
             yield Problem(f"{path}.{field_name}", f"{term.kind} uses no teacher", "no name")
         elif name not in names:
             yield Problem(f"{path}.{field_name}", f"there is no teacher {name!r}", f"one of {', '.join(names)}")
-    if term.couples_rows and job.recipe.accumulate > 1 and term.kind not in job.recipe.method.divides:
+    if term.couples(job.task_spec.answers) and job.recipe.accumulate > 1 and term.kind not in job.recipe.method.divides:
         found = f"is {job.recipe.accumulate}, but {term.kind} compares all samples of a batch with each other"
         yield Problem("recipe.accumulate", f"{found}, so that a batch can't be computed in parts", "1")
 
 
 def _pair_problems(job: JobSpec, term: PairLoss, path: str) -> Iterator[Problem]:
-    if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)):
+    if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)) or job.task_spec.answers != "vectors":
         return
     listed = bool(job.data.candidate_columns) or job.data.mining is not None
     if isinstance(term, PairScore) and listed:
@@ -148,3 +151,5 @@ def _kept_classes_problems(term: Loss, classes: int | None, path: str) -> Iterat
         kept = term.k
     if kept is not None and classes is not None and kept > classes:
         yield Problem(f"{path}.{field}", f"{kept} is more than the {classes} classes", f"at most {classes}")
+    if isinstance(term, Dexml) and term.criterion == "top-k" and classes is not None and term.k >= classes:
+        yield Problem(f"{path}.k", f"is {term.k}, and there are {classes} classes", f"at most {classes - 1}")

@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
-from app.recipe.base import Option, Paper
+from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
+from app.recipe.losses.base import Temperature
 from app.recipe.students.heads import Head, LinearHead
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
@@ -22,6 +23,7 @@ from app.recipe.students.layers import (
     TokenNorm,
     by_default,
 )
+from app.recipe.students.pooling import Pooling
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
@@ -265,13 +267,54 @@ class Pretrained(Option, Origin):
     architecture: Literal["pretrained"] = "pretrained"
 
 
+LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+
+
+class DualEncoder(TaskOption):
+    """One encoder for texts and for the texts of labels: the logit of a label is the cosine of both vectors, divided by
+    the temperature.
+
+    All labels are encoded in every step, with gradient. The exported model has their vectors, and encodes texts alone.
+    """
+
+    paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
+    answers: ClassVar[frozenset[Answer]] = frozenset({"labels"})
+    reads: ClassVar[tuple[InputKind, ...]] = ("texts",)
+    architecture: Literal["dual-encoder"] = "dual-encoder"
+    encoder: Annotated[Transformers | Pretrained, Field(discriminator="architecture")]
+    """A network of the Transformers library that encodes texts, from its configuration; or a stored one, whose weights
+    it starts from: an encoder, a classifier of texts, or the encoder of another `dual-encoder`."""
+    pooling: Pooling | None = None
+    """The vector of a text: the `mean` of the tokens that aren't padding, special ones included, or the first one
+    (`cls`); divided by its length. None: as in the stored encoder, else the mean."""
+    temperature: Temperature = 0.05
+    """Divides the cosines."""
+    label_texts: Annotated[dict[str, LabelText], Field(max_length=1000)] = {}
+    """Texts of labels, by the names of the classes; the text of any other class is its name. A text that is longer than
+    `data.max_length` tokens loses its end."""
+
+    @model_validator(mode="after")
+    def _encodes_texts(self) -> Self:
+        network = self.encoder
+        if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
+            raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        return self
+
+
 ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
 """Networks whose cost is counted from their description."""
 Network = Annotated[
-    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
+    Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm | DualEncoder,
     Field(discriminator="architecture"),
 ]
 """Networks that can be built from their description."""
+
+
+def reads_texts(network: Network) -> bool:
+    """Whether the samples of a network are texts."""
+    return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
+
+
 Student = Annotated[
     Mlp
     | CifarResNet
@@ -283,8 +326,9 @@ Student = Annotated[
     | Transformers
     | Timm
     | Shrink
-    | Pretrained,
+    | Pretrained
+    | DualEncoder,
     Field(discriminator="architecture"),
 ]
 """Students of a job."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Pretrained)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Pretrained, DualEncoder)

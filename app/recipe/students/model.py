@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from app.recipe.base import Positive, Spec
-from app.recipe.students.architectures import Network, Timm, Transformers
+from app.recipe.students.architectures import DualEncoder, Network, Timm, Transformers
 from app.recipe.students.inputs import MAX_COLUMNS as MAX_COLUMNS
 from app.recipe.students.inputs import MAX_LENGTH as MAX_LENGTH  # these are imported from here by the training side
 from app.recipe.students.inputs import MAX_SIDE as MAX_SIDE
@@ -111,6 +111,16 @@ class ModelConfig(Spec):
             raise ValueError("an encoder is a network of the Transformers library that reads texts, and no decoder")
         if self.embedding is not None and self.embedding.dimensions is not None:
             raise ValueError("the width of an embedding is targets, and dimensions is left out")
+        return self
+
+    @model_validator(mode="after")
+    def _encodes_labels(self) -> Self:
+        network = self.architecture
+        if isinstance(network, DualEncoder):
+            if not self.task_spec.fits(DualEncoder) or self.input.kind != "texts":
+                raise ValueError("a dual-encoder reads texts, and its outputs are labels")
+            if not isinstance(network.encoder, Transformers) or network.pooling is None or network.label_texts:
+                raise ValueError("a stored dual-encoder has an encoder of transformers, pooling, and no label_texts")
         return self
 
     def _require_decoder(self) -> None:

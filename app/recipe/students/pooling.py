@@ -8,11 +8,13 @@ from pydantic import Field
 
 from app.recipe.base import Spec
 
+Pooling = Literal["mean", "cls"]
+
 
 class Embedding(Spec):
     """Operations after the network's last layer, in the exported model as well."""
 
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Pooling = "mean"
     """The vector of a text: the `mean` of the tokens that aren't padding, special ones included, or the first one
     (`cls`)."""
     normalise: bool = False

@@ -14,6 +14,7 @@ from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
     ZOO,
     CifarResNet,
+    DualEncoder,
     Mlp,
     MobileNetV2,
     Network,
@@ -29,7 +30,7 @@ from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import Unshrinkable, network_of, student_input
-from app.recipe.tasks import tasks_with
+from app.recipe.tasks import tasks_for, tasks_with
 from app.recipe.tasks.base import TaskSpec
 
 DEEPEST_WITHOUT_NORMS = 56
@@ -59,6 +60,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
                 yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
                 yield from _head_problems(job, network)
                 yield from _closed_form_problems(job, network)
+                yield from _dual_encoder_problems(job, network)
                 yield from _network_problems(job, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
@@ -85,7 +87,7 @@ def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
             yield from network.head.loss_problems(term, f"{path}[{index}]")
-    if not job.all_teachers and not isinstance(job.student, Pretrained):
+    if not job.all_teachers and job.start is None:
         found = f"is {network.head.kind}, which clusters a teacher's output embeddings, and there is no teacher"
         yield Problem("student.head.kind", found, "linear, or a teacher")
 
@@ -102,10 +104,34 @@ def _closed_form_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
         yield Problem("resources.sharding", found, "none")
 
 
+def _dual_encoder_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
+    """Problems of a student that encodes all labels in every step."""
+    if not isinstance(network, DualEncoder):
+        return
+    unfit = {
+        "recipe.method.kind": (job.recipe.method.kind, "supervised"),
+        "recipe.compile": (str(job.recipe.compile).lower(), "false"),
+        "resources.sharding": (job.resources.sharding, "none"),
+    }
+    for param, (given, accepted) in unfit.items():
+        if given != accepted:
+            found = f"is {given}, and a {network.architecture} encodes the texts of all labels in every step"
+            yield Problem(param, found, accepted)
+    assert isinstance(job.student, DualEncoder)  # no other student has such a network
+    if job.start is not None and job.start.class_order is not None:
+        yield Problem("student.encoder.class_order", "is given, and an encoder has no classes", "null")
+    names, known = job.student.label_texts, job.data.class_order
+    if isinstance(known, list) and (wrong := next((name for name in names if name not in known), None)) is not None:
+        yield Problem("student.label_texts", f"names {wrong!r}, which is no class of data.class_order", "its classes")
+
+
 def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
     """Problems of networks that the method trains beside the student, on the student's inputs."""
     for path, network in job.recipe.method.networks().items():
         unfit = list(_unfit_problems(job.task_spec, network))
+        if isinstance(network, DualEncoder):
+            found = f"is {network.architecture}, and only the student encodes the texts of labels"
+            unfit = [Problem("student.architecture", found, "another network")]
         if isinstance(network, Transformers) and not isinstance(network.head, LinearHead):
             found = f"is {network.head.kind}, and only the student's codes are clustered"
             unfit.append(Problem("student.head.kind", found, "linear"))
@@ -126,19 +152,19 @@ def _graph_problems(job: JobSpec, network: Network, taken: Input | None) -> Iter
 
 def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
     """Input of a student that starts from a stored model, if known."""
-    start = stored.get(job.student.reference) if isinstance(job.student, Pretrained) else None
+    start = stored.get(job.start.reference) if job.start is not None else None
     return start.input if start else None
 
 
 def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
     """Problems of inputs that do not fit a student that starts from a stored model."""
-    if not isinstance(job.student, Pretrained):
+    if job.start is None:
         return
-    param = f"student.{job.student.source}"
+    param = job.start_param
     if isinstance(job.data, Texts) and job.data.tokenizer is not None:
         found = f"is {job.data.tokenizer.kind}, and a student that starts as a stored model reads by its own tokenizer"
         yield Problem("data.tokenizer", found, "null")
-    start = stored.get(job.student.reference)
+    start = stored.get(job.start.reference)
     if start is None:
         return
     yield from length_problems(job, start, param)
@@ -162,7 +188,11 @@ def length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[
 
 def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
     """Problems of networks whose outputs are not for the task."""
-    if isinstance(network, Transformers):
+    if isinstance(network, DualEncoder):
+        if not task.fits(DualEncoder):
+            found = f"is {network.architecture}, which is not for {task.name}"
+            yield Problem("student.architecture", found, f"task: {', '.join(tasks_for(DualEncoder))}")
+    elif isinstance(network, Transformers):
         if network.model_type not in task.model_types:
             found = f"{network.model_type} is not for {task.name}"
             yield Problem("student.config.model_type", found, f"one of {', '.join(task.model_types)}")
@@ -182,7 +212,10 @@ def head_problems(task: TaskSpec, network: Network, path: str) -> Iterator[Probl
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
     """Problems of building a network for this input; `path` is the path of its field."""
-    if isinstance(network, Transformers):
+    if isinstance(network, DualEncoder):
+        if isinstance(network.encoder, Transformers):
+            yield from _transformers_problems(network.encoder, given, f"{path}.encoder")
+    elif isinstance(network, Transformers):
         yield from _transformers_problems(network, given, path)
     elif given is not None and given.kind == "texts":
         yield Problem(f"{path}.architecture", f"{network.architecture} reads no texts", "transformers")

@@ -9,24 +9,27 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, get_args
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import CifarResNet, Network, Pretrained, Shrink, Transformers, Vit, WideResNet
+from app.recipe.students.architectures import (
+    CifarResNet,
+    DualEncoder,
+    Network,
+    Pretrained,
+    Shrink,
+    Transformers,
+    Vit,
+    WideResNet,
+)
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.pooling import Embedding
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
+from app.recipe.students.started import Unshrinkable as Unshrinkable  # imported from here by the rules
+from app.recipe.students.started import described, started
 from app.recipe.students.sub_spaces import SubNetwork
 
 DIMENSIONS = 128
 """Numbers of an image's vector, unless the job or the model that the student starts from has others."""
-
-
-class Unshrinkable(ValueError):
-    """A teacher can't be shrunk as the job sets; `field` is the field of `Shrink` at fault."""
-
-    def __init__(self, field: str, message: str, accepted: str) -> None:
-        super().__init__(message)
-        self.field, self.message, self.accepted = field, message, accepted
 
 
 class Encoder(NamedTuple):
@@ -127,10 +130,13 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
 
     `teachers` are descriptions of stored models by reference.
     """
-    if isinstance(job.student, Pretrained):
-        start = teachers.get(job.student.reference)
-        return None if start is None else start.architecture
+    if job.start is not None:
+        start = teachers.get(job.start.reference)
+        return None if start is None else started(job, start)
+    if isinstance(job.student, DualEncoder):
+        return described(job.student)
     if not isinstance(job.student, Shrink):
+        assert not isinstance(job.student, Pretrained)  # which starts from a model
         return job.student
     teacher = described_start(job, teachers)
     return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
@@ -173,8 +179,8 @@ def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
     """The model whose weights the student starts from, so that both have the same scaling of samples and outputs; or
     none."""
-    if isinstance(job.student, Pretrained):
-        return teachers.get(job.student.reference)
+    if job.start is not None:
+        return teachers.get(job.start.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
     return described_start(job, teachers) if starts else None
 
@@ -182,7 +188,7 @@ def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig |
 def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
     """The student's input for samples of the shape `given`: images of its size, and a vocabulary larger than its
     tokenizer's if the network that it starts from has one. Raises `Unshrinkable`."""
-    own = start_of(job, teachers) if isinstance(job.student, Pretrained) else None
+    own = start_of(job, teachers) if job.start is not None else None
     if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
         return given.model_copy(update={"vocabulary": own.input.vocabulary})
     if not isinstance(given, ImageInput):

@@ -10,7 +10,6 @@ from app.recipe.data.sources import Table, Texts
 from app.recipe.data.tokenizers import Trained
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
-from app.recipe.students.architectures import Pretrained
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.rules import length_problems
 from app.recipe.teachers.cache import NoCache, TopKCache
@@ -99,7 +98,7 @@ def _top_k_problems(job: JobSpec, k: int, teachers: Mapping[str, ModelConfig]) -
 def tokenizer_problems(job: JobSpec) -> Iterator[Problem]:
     """Problems of a student's tokenizer that differs from the teachers'; whether the teachers' are the same is checked
     when they are read."""
-    if isinstance(job.student, Pretrained) or not isinstance(job.data, Texts):
+    if job.start is not None or not isinstance(job.data, Texts):
         return
     if not isinstance(job.data.tokenizer, Trained):
         return

@@ -9,10 +9,10 @@ import pytest
 from app.recipe.checks import find_problems
 from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES
-from tests.kinds import KINDS, job_of
+from tests.kinds import KINDS, couples, job_of
 
 TOGETHER = {"processes": 2, "queue": "cpu"}
-COUPLING = {term.model_fields["kind"].default for term in LOSSES if term.couples_rows and not term.gathers}
+COUPLING = {term.model_fields["kind"].default for term in LOSSES if couples(term) and not term.gathers}
 
 
 def refused(document: dict[str, Any]) -> dict[str, str]:

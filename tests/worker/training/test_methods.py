@@ -27,7 +27,7 @@ COMMITTEE: Document = {
     "teachers": [{"model": "cnn", "name": "cnn", "weight": 2.0}, {"model": "other", "name": "other"}],
     "teacher_weighting": "entropy",
 }
-SEPARATE = {kind for kind, one in zip(KINDS, LOSSES, strict=True) if not one.couples_rows}
+SEPARATE = {kind for kind, one in zip(KINDS, LOSSES, strict=True) if not kinds.couples(one)}
 """Kinds of which a batch can be computed in parts."""
 
 
@@ -143,7 +143,7 @@ VARIANTS: dict[str, Document] = {
         embedding={"pooling": "cls", "normalise": True},
     ),
     "queries with ragged lists of candidates": small_job(
-        {"losses": [{"kind": "embedding-distance"}, {"kind": "contrastive"}], **HALF_PRECISION},
+        {"losses": [{"kind": kind} for kind in ("embedding-distance", "contrastive", "dexml")], **HALF_PRECISION},
         ENCODER,
         "embedding",
         data=LISTS,

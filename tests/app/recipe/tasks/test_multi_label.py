@@ -22,8 +22,8 @@ TEXTS: Document = {"train": "f", "format": "csv", "input_columns": ["a"], "label
 FLAGS: Document = {"train": "f", "format": "parquet", "input_columns": ["a"], "label_columns": ["b", "c"]}
 BERT: Document = {"architecture": "transformers", "config": {"model_type": "bert", "hidden_size": 8}}
 TAUGHT: Document = {"teacher": {"model": "t"}, "recipe": {"losses": [{"kind": "binary-kd"}]}}
-FITTING = {"binary-cross-entropy", "binary-kd", "logit-mse"}
-"""Losses of logits that look at each label by itself."""
+FITTING = {"binary-cross-entropy", "binary-kd", "logit-mse", "dexml"}
+"""Losses of logits that look at each label by itself, or choose any number of them."""
 
 
 def job(**changes: Any) -> JobSpec:

@@ -1,0 +1,38 @@
+"""Networks of students that start from a stored model, or whose encoder does."""
+
+from __future__ import annotations
+
+from app.recipe.job import JobSpec
+from app.recipe.students.architectures import DualEncoder, Network, Transformers
+from app.recipe.students.model import ModelConfig
+from app.recipe.students.pooling import Pooling
+
+
+class Unshrinkable(ValueError):
+    """The student can't be derived from a model as the job sets; `field` is the field of the student at fault."""
+
+    def __init__(self, field: str, message: str, accepted: str) -> None:
+        super().__init__(message)
+        self.field, self.message, self.accepted = field, message, accepted
+
+
+def started(job: JobSpec, start: ModelConfig) -> Network:
+    """The network of a student that starts from a stored model, or whose encoder does. Raises `Unshrinkable`."""
+    stored = start.architecture
+    if not isinstance(job.student, DualEncoder):
+        if isinstance(stored, DualEncoder):
+            found = "is pretrained, and this model is a dual-encoder, whose labels are encoded in training"
+            raise Unshrinkable("architecture", found, "dual-encoder, whose encoder is pretrained from this model")
+        return stored
+    encoder, pooling = (stored.encoder, stored.pooling) if isinstance(stored, DualEncoder) else (stored, None)
+    if not isinstance(encoder, Transformers) or encoder.reads != "texts" or encoder.decodes:
+        name = encoder.model_type if isinstance(encoder, Transformers) else encoder.architecture
+        field = job.start_param.removeprefix("student.")
+        raise Unshrinkable(field, f"is a {name}, which does not encode texts", "an encoder of texts")
+    return described(job.student, encoder, pooling or (start.embedding.pooling if start.embedding else None))
+
+
+def described(student: DualEncoder, encoder: Transformers | None = None, pooling: Pooling | None = None) -> DualEncoder:
+    """The description of `student` as a network, whose encoder may be a stored one that pools by `pooling`."""
+    pooled = student.pooling or pooling or "mean"
+    return student.model_copy(update={"encoder": encoder or student.encoder, "pooling": pooled, "label_texts": {}})
