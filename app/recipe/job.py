@@ -17,7 +17,7 @@ from app.recipe.methods import Method
 from app.recipe.methods.supervised import Supervised
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.stage import StageSpec
-from app.recipe.students.architectures import Pretrained, Student
+from app.recipe.students.architectures import Student
 from app.recipe.students.inputs import Side
 from app.recipe.students.pooling import Embedding
 from app.recipe.tasks import TaskName, task_of
@@ -153,7 +153,7 @@ class EvaluationSpec(Spec):
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
     task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, of
     texts' embeddings spearman, without scores mrr, of images' map_at_r; self-supervised linear_accuracy, without
-    labels view_recall_at_1). The report has both."""
+    labels view_recall_at_1; of anomalies image_auroc, without any reconstruction_cosine). The report has both."""
     require_teacher: RequiredMetrics | None = None
     """Requirements on each teacher on the held-out samples before training begins, by the names of the task's metrics,
     such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
@@ -290,7 +290,7 @@ class JobSpec(Spec):
     def origins(self) -> dict[str, Origin]:
         """Stored models that the job reads, teachers before a student, by the path of the field that describes each."""
         found: dict[str, Origin] = {self.teacher_path(index): each for index, each in enumerate(self.all_teachers)}
-        return found | ({"student": self.student} if isinstance(self.student, Pretrained) else {})
+        return found | ({"student": self.student} if isinstance(self.student, Origin) else {})
 
     @property
     def references(self) -> dict[str, str]:

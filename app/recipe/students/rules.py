@@ -14,6 +14,8 @@ from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
     ZOO,
     CifarResNet,
+    InpFormer,
+    InpFormerNetwork,
     Mlp,
     MobileNetV2,
     Network,
@@ -28,6 +30,7 @@ from app.recipe.students.heads import HEADS, LinearHead, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.reconstruction import encoder_problems
 from app.recipe.students.shrink import Unshrinkable, network_of, student_input
 from app.recipe.tasks import tasks_with
 from app.recipe.tasks.base import TaskSpec
@@ -132,7 +135,7 @@ def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
 
 def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
     """Problems of inputs that do not fit a student that starts from a stored model."""
-    if not isinstance(job.student, Pretrained):
+    if not isinstance(job.student, Pretrained | InpFormer):
         return
     param = f"student.{job.student.source}"
     if isinstance(job.data, Texts) and job.data.tokenizer is not None:
@@ -141,6 +144,8 @@ def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input
     start = stored.get(job.student.reference)
     if start is None:
         return
+    if isinstance(job.student, InpFormer):
+        yield from encoder_problems(job.student, start)
     yield from length_problems(job, start, param)
     if given is not None and not start.input.accepts(given):
         yield Problem(param, f"takes {start.input.size}", f"{given.size}, as in data.train; of images any size")
@@ -162,7 +167,10 @@ def length_problems(job: JobSpec, teacher: ModelConfig, param: str) -> Iterator[
 
 def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
     """Problems of networks whose outputs are not for the task."""
-    if isinstance(network, Transformers):
+    if task.reconstructs != isinstance(network, InpFormerNetwork):
+        accepted = "inp-former" if task.reconstructs else "another one"
+        yield Problem("student.architecture", f"{network.architecture} is not for {task.name}", accepted)
+    elif isinstance(network, Transformers):
         if network.model_type not in task.model_types:
             found = f"{network.model_type} is not for {task.name}"
             yield Problem("student.config.model_type", found, f"one of {', '.join(task.model_types)}")
