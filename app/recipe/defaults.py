@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec, Recipe
 from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep
-from app.recipe.students.architectures import Network, Pretrained, Shrink, Student, Timm, Transformers, Vit
+from app.recipe.students.architectures import (
+    InpFormerNetwork,
+    Network,
+    Pretrained,
+    Shrink,
+    Student,
+    Timm,
+    Transformers,
+    Vit,
+)
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import Unshrinkable, network_of
 from app.recipe.tasks.base import TrainingDefaults
@@ -149,4 +158,4 @@ def _is_transformer(network: Network) -> bool:
         return network.model_type not in CONVOLUTIONAL_MODEL_TYPES
     if isinstance(network, Timm):
         return network.model.startswith(TRANSFORMERS_OF_TIMM)
-    return isinstance(network, Vit)
+    return isinstance(network, Vit | InpFormerNetwork)

@@ -11,7 +11,7 @@ from app.recipe.losses import Loss
 from app.recipe.losses.weights import Weight
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, diagnostics, rows
-from app.recipe.students.architectures import Pretrained, Shrink
+from app.recipe.students.architectures import InpFormer, Pretrained, Shrink
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
 from worker.bundle.snippets import snippets
 from worker.students.weights import WEIGHTS
@@ -107,7 +107,7 @@ def _tags(job: JobSpec, report: Figures) -> set[str]:
 
 def _base(job: JobSpec) -> str | None:
     """The hub's model that the student's weights were initialised from."""
-    if isinstance(job.student, Pretrained):
+    if isinstance(job.student, Pretrained | InpFormer):
         return job.student.hub
     if isinstance(job.student, Shrink) and job.student.init == "teacher" and job.all_teachers:
         name = job.student.teacher
@@ -161,6 +161,8 @@ def _lineage(job: JobSpec) -> str:
     names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
     if job.trained_teacher is not None:
         names = f"{names}, which learned too" if names else "a teacher that learned with it from random weights"
+    if isinstance(job.student, InpFormer):
+        return f"reconstructs the features of `{job.student.reference}`, which is part of it, trained on normal images"
     start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
     return start + (f"distilled from {names}" if names else "trained on labels alone")
 

@@ -12,6 +12,7 @@ from app.recipe.cost import as_image
 from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
+    InpFormerNetwork,
     Mlp,
     MobileNetV2,
     Network,
@@ -27,6 +28,7 @@ from worker.students import (
     cifar_resnet,
     cifar_vgg,
     hugging_face,
+    inp_former,
     mlp,
     mobilenet_v2,
     shufflenet_v2,
@@ -50,6 +52,8 @@ BUILDERS: dict[type, Builder] = {
 
 def blaming(network: Network) -> AbstractContextManager[None]:
     """Turn a library's error while it builds or runs this network into a UserError (`invalid_architecture`)."""
+    if isinstance(network, InpFormerNetwork):
+        return blaming(network.encoder)
     if isinstance(network, Timm):
         return timm_network.blaming_the_arguments(network)
     return blaming_the_config(network) if isinstance(network, Transformers) else nullcontext()
@@ -61,6 +65,8 @@ def build(
     """A freshly initialised network: from preprocessed samples (N, ...), float32 or int64 tokens, to floating logits,
     predictions, or embeddings as `embedding` describes (N, outputs); with `per_token` to logits of each of S tokens
     (N, S, outputs)."""
+    if isinstance(network, InpFormerNetwork):
+        return inp_former.build(network, build(network.encoder, sample, network.encoder_outputs), as_image(sample))
     if isinstance(network, Timm):
         return timm_network.build(network, as_image(sample), outputs)
     if isinstance(network, Transformers):

@@ -46,12 +46,15 @@ class FlopCounter:
         peak: Peak,
         state: TrainState,
         further: Callable[[TrainState, int], Mapping[str, int]] = lambda state, samples: {},
+        frozen_flops: int = 0,
     ) -> None:
-        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`)."""
+        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`). Of the
+        student's, `frozen_flops` have no backward pass."""
         self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
         self._before_main = len(job.recipe.stages)
         trains_student = [stage.trains == "student" for stage in job.recipe.all_stages]
-        self._per_sample = [student_flops * (1 + BACKWARD * trains) for trains in trains_student]
+        learning = student_flops - frozen_flops
+        self._per_sample = [student_flops + BACKWARD * learning * trains for trains in trains_student]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
         self._last = self._done(state)
 
@@ -122,7 +125,8 @@ def open_flop_counter(
     }
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
-    return FlopCounter(job, plan, flops, costs, peak, state, further)
+    frozen = network_cost(task.model).frozen_flops * job.recipe.views
+    return FlopCounter(job, plan, flops, costs, peak, state, further, frozen)
 
 
 def student_flops(task: TaskData, views: int = 1) -> int:

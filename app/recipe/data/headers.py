@@ -65,7 +65,7 @@ def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -
     wrong = list(_input_problems(data, task, inputs, param))
     if labels is not None:
         wrong += _label_problems(data, task, inputs, labels, param)
-    if data.mask_key is not None and (param == "data.eval" or data.holds_out):
+    if data.mask_key is not None and data.is_evaluated(param):
         wrong += _mask_problems(data, data.mask_key, archive, param)
     if wrong:
         return wrong

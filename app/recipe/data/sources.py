@@ -122,6 +122,10 @@ class Data(Spec):
         """The settings for the file that the field `param` names."""
         return self
 
+    def is_evaluated(self, param: str) -> bool:
+        """Whether samples of the file that the field `param` names are evaluated on."""
+        return param == "data.eval" or self.holds_out
+
     @model_validator(mode="after")
     def _cycles_something(self) -> Self:
         if self.augment_epochs is not None and not self.augment:
@@ -257,8 +261,8 @@ class PictureTable(Table, Pictures):
     """Formats with named columns that may have encoded images."""
 
     mask_column: Key | None = None
-    """For anomaly-detection: column of masks in the file to evaluate on, encoded images that are not black at anomalous
-    pixels; none: pixels are not evaluated."""
+    """For anomaly-detection: column of masks in the file to evaluate on, encoded images of the images' sizes that are
+    brighter than half at anomalous pixels; none: pixels are not evaluated."""
 
 
 class ParquetData(PictureTable):

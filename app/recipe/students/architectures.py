@@ -288,6 +288,12 @@ class Reconstruction(Option):
     map_size: int = Field(64, ge=2, le=255)
     """Height and width of the anomaly map, which covers the whole image."""
 
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Self:
+        if len(set(self.paths)) != len(self.paths):
+            raise ValueError("layers must not name a module twice")
+        return self
+
     @property
     def paths(self) -> list[str]:
         """Modules of all groups, in their order."""
@@ -297,6 +303,10 @@ class Reconstruction(Option):
     def outputs(self) -> int:
         """Numbers of its output: the score of the image, and its map."""
         return 1 + self.map_size**2
+
+    def hidden(self, width: int) -> int:
+        """Width of the feed-forward layers between tokens of this width."""
+        return max(1, round(self.mlp_ratio * width))
 
 
 class InpFormer(Reconstruction, Origin):

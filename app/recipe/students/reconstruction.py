@@ -60,7 +60,7 @@ def _shape_problems(network: InpFormerNetwork, image: object) -> Iterator[Proble
     """Problems of shapes that are known without building the encoder."""
     if not isinstance(image, ImageInput):
         return
-    shapes = {path: feature_shape(network.encoder, path, image) for path in network.paths}
+    shapes = {path: _output_shape(network.encoder, path, image) for path in network.paths}
     known = {path: shape for path, shape in shapes.items() if shape is not None}
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{path}: {shape.width} x {shape.positions}" for path, shape in known.items())
@@ -69,8 +69,13 @@ def _shape_problems(network: InpFormerNetwork, image: object) -> Iterator[Proble
         yield Problem("student.heads", f"{network.heads} does not divide the width {width}", "a divisor of it")
 
 
-def feature_shape(encoder: Network, path: str, image: ImageInput) -> FeatureShape | None:
-    """Shape of the output of a block or stage of an encoder; none: it is only known after building it."""
+def feature_shape(network: InpFormerNetwork, image: ImageInput) -> FeatureShape | None:
+    """Shape of the features of the first layer; none: it is only known after building the encoder."""
+    return _output_shape(network.encoder, network.paths[0], image)
+
+
+def _output_shape(encoder: Network, path: str, image: ImageInput) -> FeatureShape | None:
+    """Shape of the output of a block or stage; none: it is only known after building the encoder."""
     kind, *numbers = path.split(".")
     if isinstance(encoder, Vit) and kind == "blocks" and len(numbers) == 1:
         return FeatureShape(encoder.width, (image.height // encoder.patch_size) * (image.width // encoder.patch_size))

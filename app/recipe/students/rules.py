@@ -190,7 +190,9 @@ def head_problems(task: TaskSpec, network: Network, path: str) -> Iterator[Probl
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:
     """Problems of building a network for this input; `path` is the path of its field."""
-    if isinstance(network, Transformers):
+    if isinstance(network, InpFormerNetwork):
+        yield from architecture_problems(network.encoder, given, f"{path}.encoder")
+    elif isinstance(network, Transformers):
         yield from _transformers_problems(network, given, path)
     elif given is not None and given.kind == "texts":
         yield Problem(f"{path}.architecture", f"{network.architecture} reads no texts", "transformers")

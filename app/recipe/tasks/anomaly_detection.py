@@ -35,8 +35,8 @@ class AnomalyDetectionSpec(TaskSpec):
     options = frozenset({"data.normal_classes", "data.mask_key", "data.mask_column"})
     assumed_outputs = 1 + 64**2
     fresh = TrainingDefaults(
-        "a decoder of frozen features: rate, weight decay, warm-up and final rate of INP-Former (2503.02424), with AdamW"
-        " in place of StableAdamW",
+        "a decoder of frozen features: rate, weight decay, warm-up and final rate of INP-Former (2503.02424), with"
+        " AdamW in place of StableAdamW",
         AdamW(lr=1e-3, weight_decay=1e-4),
         Cosine(warmup_steps=100, final_ratio=0.1),
     )
