@@ -55,7 +55,8 @@ class SoftmaxCrossAttention(CrossAttention):
 
     def weigh(self, query: Tensor, key: Tensor) -> Tensor:
         """See `CrossAttention.weigh`."""
-        return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+        scores: Tensor = query @ key.mT * query.shape[-1] ** -0.5
+        return scores.softmax(-1)
 
 
 class CosineCrossAttention(CrossAttention):
@@ -161,11 +162,11 @@ class InpFormerModule(nn.Module):
 
     def _grouped(self, layers: Tensor) -> Tensor:
         """The mean of each group of layers: (B, L, S, D) to (B, G, S, D)."""
-        return torch.stack([group.mean(1) for group in layers.split(self.groups, dim=1)], 1)
+        return torch.stack([group.mean(1) for group in torch.split(layers, self.groups, dim=1)], 1)
 
     def _with_score(self, distances: Tensor) -> Tensor:
         """Score and map (B, 1 + map_size^2) of distances (B, S)."""
-        maps = distances.unflatten(1, (1, self.grid.height, self.grid.width))
+        maps = distances.view(-1, 1, self.grid.height, self.grid.width)
         values = F.interpolate(maps, (self.map_size, self.map_size), mode="bilinear", align_corners=False).flatten(1)
         highest = values.topk(max(1, int(SCORED_SHARE * self.map_size**2)), dim=1).values
         return torch.cat([highest.mean(1, keepdim=True), values], 1)

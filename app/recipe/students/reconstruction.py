@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
     CifarResNet,
-    ImageEncoder,
     InpFormer,
     InpFormerNetwork,
+    Mlp,
     Network,
     Vit,
     WideResNet,
@@ -19,8 +19,6 @@ from app.recipe.students.inputs import ImageInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.module_paths import module_paths, suggestions
 from app.recipe.students.shapes import STAGES, WRN_BASE
-
-ENCODERS: tuple[type[Network], ...] = get_args(get_args(ImageEncoder)[0])
 
 
 class FeatureShape(NamedTuple):
@@ -34,7 +32,7 @@ class FeatureShape(NamedTuple):
 def with_encoder(student: InpFormer, stored: ModelConfig) -> InpFormerNetwork | None:
     """The network of `student` on a stored model; none: that is no encoder of images."""
     network = stored.architecture
-    if not isinstance(network, ENCODERS) or not isinstance(stored.input, ImageInput):
+    if isinstance(network, Mlp | InpFormerNetwork) or not isinstance(stored.input, ImageInput):
         return None
     settings = {name: getattr(student, name) for name in InpFormerNetwork.model_fields if hasattr(student, name)}
     return InpFormerNetwork(**settings, encoder=network, encoder_outputs=stored.outputs)

@@ -204,7 +204,7 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
         yield from _norm_problems(network, path)
 
 
-def _untrainable_problems(student: Student, path: str) -> Iterator[Problem]:
+def _untrainable_problems(student: Student | Network, path: str) -> Iterator[Problem]:
     """Problems of networks that can't be trained from random weights."""
     if not isinstance(getattr(student, "norm", None), NoNorm):
         return
