@@ -36,13 +36,13 @@ def per_region_overlap(maps: Tensor, masks: Tensor, limit: float = LIMIT) -> flo
     pixels, and regions.
     """
     inside = torch.from_numpy(_region_shares(masks.cpu().numpy())).flatten()
-    normal = (~masks.cpu()).flatten().double()
+    outside = (~masks.cpu()).flatten().double()
     values, order = maps.cpu().flatten().sort(descending=True)
     last = torch.cat([values[1:] != values[:-1], torch.ones(1, dtype=torch.bool)])  # of those with the same value
-    overlap, rate = (
-        torch.cat([torch.zeros(1), part[order].cumsum(0)[last]]) for part in (inside, normal / normal.sum())
+    rate, overlap = (
+        torch.cat([part.new_zeros(1), part[order].cumsum(0)[last]]) for part in (outside / outside.sum(), inside)
     )
-    return _area_until(limit, rate.double(), overlap.double())
+    return _area_until(limit, rate, overlap)
 
 
 def _region_shares(masks: np.ndarray) -> np.ndarray:

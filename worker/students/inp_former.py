@@ -137,7 +137,7 @@ class InpFormerModule(nn.Module):
         features = self._features(images)
         tokens = self.tokens(features.mean(1))
         queries = self.queries(torch.arange(self.queries.num_embeddings, device=tokens.device))
-        prototypes = self.prototypes(self.extractor(queries.expand(len(tokens), -1, -1), tokens))
+        prototypes = self.prototypes(self.extractor(queries.expand(tokens.shape[0], -1, -1), tokens))
         encoded = self.encoded(self._grouped(features))
         decoded = self.decoded(self._grouped(self._decoded_layers(self.bottleneck(tokens), prototypes)))
         distances = 1.0 - F.cosine_similarity(encoded.float(), decoded.float(), dim=-1)

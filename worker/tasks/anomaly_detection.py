@@ -68,10 +68,8 @@ class AnomalyDetection(SampleTask):
     def settle(self, train: Batch, evaluation: Batch, targets: Targets) -> Halves:
         """Anomalous images are left out of training. Raises UserError (`invalid_data`) without a normal image to
         evaluate on."""
-        normal, judged = (
-            train.take((~is_anomalous(train.targets)).nonzero().flatten()),
-            is_anomalous(evaluation.targets),
-        )
+        normal = train.take((~is_anomalous(train.targets)).nonzero().flatten())
+        judged = is_anomalous(evaluation.targets)
         if bool(judged.all()):
             param = "data.eval" if "data.eval" in targets.by_file else "data.train"
             raise invalid(f"{param} has no normal image to evaluate on; accepted: one or more", param)
@@ -127,19 +125,19 @@ class AnomalyDetection(SampleTask):
 
 def is_anomalous(targets: Tensor) -> Tensor:
     """Which images (N,) bool are anomalous, by targets of any form (see `AnomalyDetection`)."""
-    return targets.flatten(1).any(1) if targets.ndim == 3 else targets != 0
+    return targets.flatten(1).bool().any(1) if targets.ndim == 3 else targets != 0
 
 
 def maps_of(outputs: Tensor) -> Tensor:
     """Maps (N, S, S) of outputs (N, 1 + S^2)."""
     side = math.isqrt(outputs.shape[1] - 1)
-    return outputs[:, 1:].unflatten(1, (side, side))
+    return outputs[:, 1:].reshape(-1, side, side)
 
 
 def _of_pixels(maps: Tensor, masks: Tensor) -> dict[str, float]:
     """Metrics of maps (N, S, S) floating with masks (N, H, W) bool."""
     maps, masks = metrics.some_images(maps, masks)
-    if not bool(masks.any()):
+    if not bool(masks.any()) or bool(masks.all()):
         return {}
     values = F.interpolate(maps.unsqueeze(1), masks.shape[1:], mode="bilinear", align_corners=False).squeeze(1)
     return {"pixel_auroc": metrics.auroc(values, masks), "pro": metrics.per_region_overlap(values, masks)}
@@ -151,9 +149,8 @@ def _labels(data: Data, samples: Mapping[str, Samples]) -> dict[str, Tensor]:
     names, normal = found.names or (), data.normal_classes or NORMAL_CLASSES
     unknown = [name for name in data.normal_classes or () if name not in names]
     if unknown:
-        raise invalid(
-            f"no image has the class {unknown[0]!r}; accepted: some of {_listed(names)}", "data.normal_classes"
-        )
+        found_name = f"no image has the class {unknown[0]!r}"
+        raise invalid(f"{found_name}; accepted: some of {_listed(names)}", "data.normal_classes")
     if names and not set(names) & set(normal):
         found_names = f"the classes are {_listed(names)}, and none of them is called {_listed(normal)}"
         raise invalid(f"{found_names}; accepted: data.normal_classes, which names those of normal images", "data.train")
