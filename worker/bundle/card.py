@@ -162,7 +162,7 @@ def _lineage(job: JobSpec) -> str:
     if job.trained_teacher is not None:
         names = f"{names}, which learned too" if names else "a teacher that learned with it from random weights"
     if isinstance(job.student, InpFormer):
-        return f"reconstructs the features of `{job.student.reference}`, which is part of it, trained on normal images"
+        return f"which reconstructs the features of `{job.student.reference}`, its frozen encoder"
     start = f"started from `{job.student.reference}`, " if isinstance(job.student, Pretrained) else ""
     return start + (f"distilled from {names}" if names else "trained on labels alone")
 
