@@ -26,9 +26,9 @@ from app.recipe.losses.reconstruction import FeatureReconstruction, InpFormer, P
 from app.recipe.losses.taps import Pair, Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison
+from worker.losses import build_term
 from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.builder import LossBuilder, TeacherSide
-from worker.losses.features import FEATURE_TERMS
 from worker.losses.features.adapters import Adapter
 from worker.losses.features.attention_relation import relations
 from worker.losses.features.inheritance import explore_loss, inherit_loss, mean_power
@@ -63,7 +63,7 @@ class Bench:
 
     def build(self, spec: LossSpec) -> LossTerm:
         """The term of `spec`, with parts in float64."""
-        term = FEATURE_TERMS[type(spec)](spec, self.builder)
+        term = build_term(spec, self.builder)
         self.builder.aux_modules.double()
         return term
 

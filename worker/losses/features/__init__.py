@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe.losses import FeatureReconstruction, InpFormer, LossSpec, PrototypeCoherence
+from app.recipe.losses import InpFormer, LossSpec
 from app.recipe.losses import features as spec
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
@@ -17,7 +17,7 @@ from worker.losses.features.activation_boundary import ActivationBoundaryTerm
 from worker.losses.features.attention_relation import AttentionRelationTerm
 from worker.losses.features.hint import HintTerm
 from worker.losses.features.inheritance import FeatureAutoencoderTerm, InheritanceExplorationTerm
-from worker.losses.features.inp_former import FeatureReconstructionTerm, InpFormerTerm, PrototypeCoherenceTerm
+from worker.losses.features.inp_former import InpFormerTerm
 from worker.losses.features.lipschitz import LipschitzTerm
 from worker.losses.features.mi_alpha import MiAlphaTerm
 from worker.losses.features.overhaul import OverhaulTerm
@@ -36,6 +36,4 @@ FEATURE_TERMS: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.FeatureAutoencoder: FeatureAutoencoderTerm,
     spec.InheritanceExploration: InheritanceExplorationTerm,
     InpFormer: InpFormerTerm,
-    FeatureReconstruction: FeatureReconstructionTerm,
-    PrototypeCoherence: PrototypeCoherenceTerm,
 }
