@@ -66,7 +66,9 @@ def build(
     predictions, or embeddings as `embedding` describes (N, outputs); with `per_token` to logits of each of S tokens
     (N, S, outputs)."""
     if isinstance(network, InpFormerNetwork):
-        return inp_former.build(network, build(network.encoder, sample, network.encoder_outputs), as_image(sample))
+        encoder = build(network.encoder, sample, network.encoder_outputs)
+        with blaming(network):  # it is run once, to see the shapes of its features
+            return inp_former.build(network, encoder, as_image(sample))
     if isinstance(network, Timm):
         return timm_network.build(network, as_image(sample), outputs)
     if isinstance(network, Transformers):

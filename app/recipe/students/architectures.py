@@ -313,7 +313,7 @@ class InpFormer(Reconstruction, Origin):
     """INP-Former on a stored model: that is the teacher, and stays as it is within the student as its encoder.
 
     Few prototypes of an image are extracted from the encoder's tokens by cross-attention. A decoder reconstructs the
-    encoder's features by attention to them alone, so that it can not pass anomalies on.
+    encoder's features by attention to them alone, so that it can't pass anomalies on.
     """
 
     architecture: Literal["inp-former"] = "inp-former"

@@ -12,6 +12,7 @@ from app.recipe.students.architectures import (
     InpFormerNetwork,
     Mlp,
     Network,
+    Reconstruction,
     Vit,
     WideResNet,
 )
@@ -34,7 +35,7 @@ def with_encoder(student: InpFormer, stored: ModelConfig) -> InpFormerNetwork | 
     network = stored.architecture
     if isinstance(network, Mlp | InpFormerNetwork) or not isinstance(stored.input, ImageInput):
         return None
-    settings = {name: getattr(student, name) for name in InpFormerNetwork.model_fields if hasattr(student, name)}
+    settings = {name: getattr(student, name) for name in Reconstruction.model_fields}
     return InpFormerNetwork(**settings, encoder=network, encoder_outputs=stored.outputs)
 
 
@@ -77,10 +78,10 @@ def _output_shape(encoder: Network, path: str, image: ImageInput) -> FeatureShap
     kind, *numbers = path.split(".")
     if isinstance(encoder, Vit) and kind == "blocks" and len(numbers) == 1:
         return FeatureShape(encoder.width, (image.height // encoder.patch_size) * (image.width // encoder.patch_size))
-    residual = isinstance(encoder, CifarResNet | WideResNet) and kind == "stages" and len(numbers) in (1, 2)
-    if not residual or not all(map(str.isdigit, numbers)) or int(numbers[0]) >= STAGES:
+    if not isinstance(encoder, CifarResNet | WideResNet) or kind != "stages" or len(numbers) > 2:
         return None
-    stage = int(numbers[0])
-    base = encoder.width if isinstance(encoder, CifarResNet) else WRN_BASE * encoder.widen  # type: ignore[union-attr]
-    sides = (-(-side // 2**stage) for side in (image.height, image.width))
-    return FeatureShape(base * 2**stage, next(sides) * next(sides))
+    if not numbers or not numbers[0].isdigit() or (stage := int(numbers[0])) >= STAGES:
+        return None
+    base = encoder.width if isinstance(encoder, CifarResNet) else WRN_BASE * encoder.widen
+    height, width = (-(-side // 2**stage) for side in (image.height, image.width))
+    return FeatureShape(base * 2**stage, height * width)
