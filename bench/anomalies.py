@@ -2,9 +2,9 @@
 
 python -m bench.anomalies [--set digits] [--set FILE.npz] [--write docs/quality.md]
 
-A set is as in `bench.quality`. `one class`: one of the classes is normal, another one for every seed, and the test images
-of the others are anomalous. `defects`: all training images are normal, and every second test image gets a square of random
-pixels, whose mask is known. Nothing was tuned to the sets.
+A set is as in `bench.quality`. `one class`: one of the classes is normal, another one for every seed, and the test
+images of the others are anomalous. `defects`: all training images are normal, and every second test image gets a square
+of random pixels, whose mask is known. Nothing was tuned to the sets.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def compare(name: str, size: Size) -> Table:
 
 
 def write_defects(folder: Path) -> None:
-    """Write `normal.npz`, the training images in `folder` without labels, and `defects.npz`, its test images with squares
-    of random pixels, a third of a side wide, in every second one, with labels and masks."""
+    """Write `normal.npz`, the training images in `folder` without labels, and `defects.npz`, its test images with
+    squares of random pixels, a third of a side wide, in every second one, with labels and masks."""
     random = np.random.default_rng(0)
     with np.load(folder / "train.npz") as archive:
         np.savez(folder / "normal.npz", x=archive["x"])
@@ -162,10 +162,10 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
     smaller = f", shrunk {size.shrink} times" if size.shrink > 1 else ""
     columns = [f"{setting}: {metric}" for setting, metrics in METRICS.items() for metric in metrics]
     lines = [
-        f"On {what}{smaller}, the first {size.train} training images. Encoders are `wide-resnet` 16-2, trained on {LABELS} "
-        f"({size.teacher_epochs} epochs), so that they know the anomalous classes, unless a row says otherwise; {ONE_CLASS_EPOCHS} "
-        f"epochs of one class, {size.epochs} of all images for defects. Mean and standard deviation over {size.seeds} seeds, each "
-        f"with another normal class. The run took {seconds / 60:.0f} minutes.",
+        f"On {what}{smaller}, the first {size.train} training images. Encoders are `wide-resnet` 16-2, trained on "
+        f"{LABELS} ({size.teacher_epochs} epochs), so that they know the anomalous classes, unless a row says "
+        f"otherwise; {ONE_CLASS_EPOCHS} epochs of one class, {size.epochs} of all for defects. Mean and standard "
+        f"deviation over {size.seeds} seeds, each with another normal class. The run took {seconds / 60:.0f} minutes.",
         "",
         f"`{command}`",
         "",
