@@ -129,7 +129,7 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
         (
             {"recipe": {"losses": LOSS, "method": {"kind": "adversarial"}}},
             "recipe.method.kind",
-            "adversarial is not for",
+            "is adversarial, which is not for",
         ),
     ],
 )
