@@ -141,7 +141,7 @@ def job_of(kind: str) -> Document:
         "embedding": term("unime" if needs_lists(found) else "pair-score"),
         "image-embedding": {"kind": "normface"},
         "self-supervised": {"kind": "ntxent"},
-        "anomaly-detection": {"kind": "feature-reconstruction"},
+        "anomaly-detection": term(kind),  # alone, since the other one compares whole batches
     }
     labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
@@ -226,7 +226,7 @@ def write_data(folder: Path) -> None:
     several = np.arange(SAMPLES) % IDENTITIES
     np.savez(folder / f"{DATA['image-embedding']}.npz", x=images.astype(np.uint8), y=several)
     marked = np.zeros((SAMPLES, SIDE, SIDE), np.uint8)
-    marked[::3, 2:5, 2:5] = 1
+    marked[::6, 2:5, 2:5] = 1
     plain = np.where(marked, 255, random.integers(60, 100, (SAMPLES, SIDE, SIDE))).astype(np.uint8)
     np.savez(folder / f"{DATA['anomaly-detection']}.npz", x=plain, y=marked.any((1, 2)).astype(int), mask=marked)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
