@@ -12,12 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from bench.quality import CLASSES, DIGITS, STUDENT, TEACHER, Size, set_parser, size_of, write_set
 from bench.report import mean_cells, replace_part
-from bench.students import PARALLEL, Document, learns_from_a_teacher, prepare_process, train
+from bench.students import Document, learns_from_a_teacher, train, training_pool
 
 UNSEEN = CLASSES // 2
 METRICS = ("map_at_r", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy")
@@ -62,7 +61,7 @@ def compare(name: str, size: Size) -> Table:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_set(name, folder, size)
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        with training_pool() as pool:
             seeds = range(1, size.seeds + 1)
             made = [pool.submit(_train, folder, f"teacher-{seed}", job_of([NORMFACE], size, seed)) for seed in seeds]
             table[TEACHERS] = [result.result() for result in made]

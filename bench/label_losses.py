@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ import numpy as np
 
 from bench.quality import CLASSES, DIGITS, STUDENT, Images, Size, read_set, set_parser, size_of
 from bench.report import mean_cells, replace_part
-from bench.students import PARALLEL, Document, prepare_process, train
+from bench.students import Document, train, training_pool
 
 CROSS_ENTROPY: Document = {"kind": "cross-entropy"}
 NOISES = (0.0, 0.2, 0.4)
@@ -101,7 +100,7 @@ Results = dict[str, dict[str, list[list[float]]]]
 def compare(name: str, size: Size) -> Results:
     """All tables of a set."""
     arrays, found = read_set(name, size), {}
-    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+    with tempfile.TemporaryDirectory() as scratch, training_pool() as pool:
         for table, what in tables(size).items():
             jobs = [(row, seed) for seed in range(1, size.seeds + 1) for row in what.losses]
             waiting = []

@@ -15,14 +15,13 @@ import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from app.recipe import documents
 from bench.report import replace_part
-from bench.students import PARALLEL, Document, learns_from_a_teacher, prepare_process, train
+from bench.students import Document, learns_from_a_teacher, train, training_pool
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 METHODS = EXAMPLES / "methods-language.yaml"
@@ -63,7 +62,7 @@ def compare(text: str, methods: Mapping[str, Document], seeds: int, folder: Path
     Finished results in `folder` are not computed again."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(text, folder)
-    with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+    with training_pool() as pool:
         table = {"teacher": [pool.submit(_train, folder, "teacher", teacher_job(epochs)).result()]}
         jobs = [(name, seed) for seed in range(seeds) for name in methods]
         waiting = [

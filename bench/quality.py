@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ import numpy as np
 import yaml
 
 from bench.report import replace_part
-from bench.students import PARALLEL, Document, learns_from_a_teacher, prepare_process, train
+from bench.students import Document, learns_from_a_teacher, train, training_pool
 
 METHODS = Path(__file__).parents[1] / "examples" / "methods.yaml"
 ALONE = "alone"
@@ -79,7 +78,7 @@ def compare(name: str, size: Size, wanted: Iterable[str] | None = None) -> dict[
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_set(name, folder, size)
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        with training_pool() as pool:
             alone = job_of({"losses": [{"kind": "cross-entropy"}]}, size, None)
             teacher = pool.submit(_train, folder, "teacher", alone)
             table = {"teacher": [teacher.result()]}

@@ -14,12 +14,11 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.report import mean_cells, replace_part
-from bench.students import Document, learns_from_a_teacher, prepare_process, train
+from bench.students import Document, learns_from_a_teacher, train, training_pool
 
 METRICS = ("ndcg_at_10", "mrr", "recall_at_10")
 MINING: Document = {"mining": {"count": 3}}
@@ -69,7 +68,7 @@ def compare(source: Path, size: Size) -> Table:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_files(source, folder)
-        with ProcessPoolExecutor(1, initializer=prepare_process) as pool:
+        with training_pool(1) as pool:
             table[TEACHER] = [pool.submit(_train, folder, TEACHER, teacher_job(size)).result()]
             for seed in range(1, size.seeds + 1):
                 jobs = {STARTS: start_job(size, seed)}

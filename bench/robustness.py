@@ -12,13 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.quality import DIGITS, Size, job_of, set_parser, size_of, write_set
 from bench.report import mean_and_spread, replace_part
-from bench.students import PARALLEL, Document, prepare_process, train
+from bench.students import Document, train, training_pool
 
 CLEAN, ROBUST = "clean", "robust"
 LABELS: Document = {"losses": [{"kind": "cross-entropy"}]}
@@ -65,7 +64,7 @@ def compare(set_name: str, size: Size) -> dict[str, list[Result]]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_set(set_name, folder, size)
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        with training_pool() as pool:
             taught = {
                 name: pool.submit(_train, folder, name, _job(set_name, recipe, (), size, None))
                 for name, recipe in TEACHERS.items()

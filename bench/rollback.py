@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from bench.quality import DIGITS, STUDENT, Images, Size, read_set, set_parser, size_of
 from bench.report import mean_and_spread, replace_part
-from bench.students import PARALLEL, Document, prepare_process, train
+from bench.students import Document, train, training_pool
 
 OLD_CLASSES, NEW_CLASSES = 6, 4
 PERIODS = 4
@@ -51,7 +50,7 @@ def compare(name: str, size: Size) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _write_sets(read_set(name, size), folder, size)
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        with training_pool() as pool:
             old = _job("old", STUDENT, {"lr": 0.05}, size.teacher_epochs, 0)
             pool.submit(_train, folder, "pretrained", old).result()
             waiting = {

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 
 from bench.quality import DIGITS, STUDENT, Size, set_parser, size_of, write_set
 from bench.report import mean_cells, replace_part
-from bench.students import PARALLEL, Document, prepare_process, train
+from bench.students import Document, train, training_pool
 from worker.metrics.probes import probes
 
 LABELLED, BATCH = 100, 128
@@ -70,7 +69,7 @@ def compare(name: str, size: Size) -> Table:
             np.savez(folder / "few.npz", x=archive["x"][:LABELLED], y=archive["y"][:LABELLED])
             coloured = archive["x"].ndim == 4
         table: Table = {PIXELS: [_of_pixels(folder / "test.npz")]}
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        with training_pool() as pool:
             jobs = [(row, seed) for seed in range(1, size.seeds + 1) for row in ROWS]
             waiting = [pool.submit(_train, folder, row, size, seed, coloured) for row, seed in jobs]
             for (row, _), result in zip(jobs, waiting, strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,13 @@ def prepare_process() -> None:
     """Called first in each process that trains."""
     make_deterministic()
     torch.set_num_threads(1)
+
+
+def training_pool(processes: int = PARALLEL) -> ProcessPoolExecutor:
+    """Processes that train, made from one that has no threads: a fork of this one can hang or crash."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(processes, context, initializer=prepare_process)
 
 
 def train(name: str, document: Document, inputs: Mapping[str, Path], out: Path, cache: Path) -> Trained:

@@ -1,6 +1,6 @@
 """A searched student against a sub-network drawn at random and a shrunk teacher of its size.
 
-python -m bench.supernet --teacher FOLDER --train train.tsv.gz --eval dev.tsv.gz [--steps 300] [--write docs/quality.md]
+python -m bench.supernet --teacher FOLDER --train train.tsv.gz --eval dev.tsv.gz [--seeds 3] [--write docs/quality.md]
 
 The teacher is a folder of sentence-transformers with a BERT. The files have a header line and columns set apart by
 tabs, among them `sentence1`, `sentence2` and `score`, as in the STS Benchmark; scores are used for evaluation alone.
@@ -14,6 +14,7 @@ import argparse
 import csv
 import gzip
 import random
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from app.recipe.losses.taps import Tap
 from app.recipe.students.searched import SEARCH, SearchFile, SearchRow
-from bench.report import replace_part
+from bench.report import mean_cells, replace_part
 from bench.students import Document, prepare_process, train
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
@@ -38,7 +39,7 @@ from worker.students.recorder import Recorder
 from worker.students.super_network import SuperNetwork
 from worker.students.weights import load_model
 
-LENGTH, BATCH, HEADS, SEED = 32, 32, 12, 1
+LENGTH, BATCH, HEADS = 32, 32, 12
 PART = 64
 """Texts that are evaluated at a time."""
 DRAWN = 3
@@ -48,10 +49,10 @@ SIMILAR = 0.1
 
 
 class Row(NamedTuple):
-    """Figures of one kind of student; the mean over several."""
+    """Figures of a student, or of several with one seed: their means."""
 
     title: str
-    parameters: int
+    parameters: float
     loss: float
     """Relation loss on the held-out texts."""
     spearman: float
@@ -78,40 +79,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with TemporaryDirectory() as scratch:
         folder = options.work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        rows, search = compare(options, folder)
-    page = f"{_made(options, search, time.monotonic() - begin)}\n\n`{command}`\n\n{_table(rows)}"
+        tables, searches = compare(options, folder)
+    page = f"{_made(options, searches, time.monotonic() - begin)}\n\n`{command}`\n\n{_table(tables)}"
     print(page)
     if options.write:
         replace_part(options.write, "supernet", page)
 
 
-def compare(options: argparse.Namespace, folder: Path) -> tuple[list[Row], SearchFile]:
-    """Rows of the table, and the search; finished jobs in `folder` are not run again."""
+def compare(options: argparse.Namespace, folder: Path) -> tuple[list[list[Row]], list[SearchFile]]:
+    """The rows of each seed, and its search; finished jobs in `folder` are not run again."""
     pairs = read_pairs(options.eval)
     third = len(pairs) // 3
     write_pairs(read_pairs(options.train), folder / "train.tsv")
     write_pairs(pairs[:third], folder / "search.tsv")
     teacher = load_model(options.teacher)
     held_out = prepare(pairs[third:], options.teacher, teacher)
+    of_teacher = measure("teacher", teacher, held_out)
+    found = [students(options, folder, seed, held_out) for seed in range(options.seeds)]
+    return [[of_teacher, *rows] for rows, _ in found], [search for _, search in found]
+
+
+def students(options: argparse.Namespace, folder: Path, seed: int, held_out: HeldOut) -> tuple[list[Row], SearchFile]:
+    """Rows of the students of one seed, and the search."""
     whole: Document = {"kind": "supernet", "spaces": [options.space], "search": {"max_parameters": options.most}}
-    layers = teacher_layers(teacher)
-    run("searched", job_of({"architecture": "shrink"}, layers, layers, options, whole), options.teacher, folder)
-    searched = folder / "searched" / "bundle"
+    layers = teacher_layers(held_out.teacher)
+    document = job_of({"architecture": "shrink"}, (layers, layers), options, seed, whole)
+    run(name := f"searched-{seed}", document, options.teacher, folder)
+    searched = folder / name / "bundle"
     search = SearchFile.model_validate_json((searched / SEARCH).read_bytes())
     chosen = search.rows[search.chosen]
     sizes = {"layers": chosen.layers, "width": chosen.width, "hidden": chosen.hidden}
-    run("shrunk", job_of({"architecture": "shrink", **sizes}, layers, chosen.layers, options), options.teacher, folder)
-    drawn = [measure("", extracted(search, row, searched), held_out) for row in similar(search)]
+    document = job_of({"architecture": "shrink", **sizes}, (layers, chosen.layers), options, seed)
+    run(name := f"shrunk-{seed}", document, options.teacher, folder)
+    drawn = [measure("", extracted(search, row, searched), held_out) for row in similar(search, seed)]
     if not drawn:
         raise ValueError("no other sub-network has nearly as many weights as the searched one: choose another --most")
-    mean = [sum(values) / len(drawn) for values in zip(*(row[1:] for row in drawn), strict=True)]
-    rows = [
-        measure("teacher", teacher, held_out),
+    mean = [statistics.fmean(values) for values in zip(*(row[1:] for row in drawn), strict=True)]
+    return [
         measure("searched", load_model(searched), held_out),
-        Row(f"drawn at random, mean of {len(drawn)}", round(mean[0]), *mean[1:]),
-        measure("shrunk", load_model(folder / "shrunk" / "bundle"), held_out),
-    ]
-    return rows, search
+        Row(f"drawn at random, mean of {len(drawn)}", *mean),
+        measure("shrunk", load_model(folder / name / "bundle"), held_out),
+    ], search
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
@@ -139,10 +147,10 @@ def projections(layer: int) -> dict[str, str]:
 
 
 def job_of(
-    student: Document, teacher: int, layers: int, options: argparse.Namespace, method: Document | None = None
+    student: Document, layers: tuple[int, int], options: argparse.Namespace, seed: int, method: Document | None = None
 ) -> Document:
-    """The job of a student with so many layers."""
-    layer = {"teacher": projections(teacher - 1), "student": projections(layers - 1)}
+    """The job of a student; `layers`: the teacher's number of layers and its own."""
+    layer = {role: projections(count - 1) for role, count in zip(("teacher", "student"), layers, strict=True)}
     relation = {"kind": "attention-relation", "relation_heads": HEADS, "layer": layer}
     recipe: Document = {
         "losses": [relation, {"kind": "similarity-matrix", "compare": "mse"}],
@@ -155,7 +163,7 @@ def job_of(
         **{"input_columns": ["one", "other"], "label_columns": ["score"], "max_length": LENGTH},
     }
     return {
-        **{"task": "embedding", "data": data, "student": student, "teacher": {"model": "teacher"}, "seed": SEED},
+        **{"task": "embedding", "data": data, "student": student, "teacher": {"model": "teacher"}, "seed": seed},
         "recipe": recipe | ({"method": method} if method else {}),
         **{"teacher_cache": {"store": "off"}, "evaluation": {"every_epochs": 1000}, "export": ["safetensors"]},
     }
@@ -168,12 +176,12 @@ def run(name: str, document: Document, teacher: Path, folder: Path) -> None:
         train(name, document, inputs, folder / name, folder / "answers")
 
 
-def similar(search: SearchFile) -> list[SearchRow]:
+def similar(search: SearchFile, seed: int) -> list[SearchRow]:
     """Rows of nearly the size of the chosen one, drawn from all but that one."""
     chosen = search.rows[search.chosen]
     bounds = ((1 - SIMILAR) * chosen.parameters, (1 + SIMILAR) * chosen.parameters)
     found = [row for row in search.rows if bounds[0] <= row.parameters <= bounds[1] and row.row != chosen.row]
-    return random.Random(SEED).sample(found, min(DRAWN, len(found)))
+    return random.Random(seed).sample(found, min(DRAWN, len(found)))
 
 
 def extracted(search: SearchFile, row: SearchRow, folder: Path) -> Model:
@@ -219,20 +227,23 @@ def _runs(model: Model, ids: Tensor) -> list[tuple[list[Tensor], Tensor]]:
     return found
 
 
-def _made(options: argparse.Namespace, search: SearchFile, seconds: float) -> str:
-    chosen = search.rows[search.chosen]
-    sizes = f"{chosen.layers} layers, width {chosen.width}, feed-forward width {chosen.hidden}"
-    found = f"the best one of up to {options.most:,} weights was row {chosen.row}: {sizes}"
+def _made(options: argparse.Namespace, searches: Sequence[SearchFile], seconds: float) -> str:
+    chosen = [search.rows[search.chosen] for search in searches]
+    sizes = "; ".join(f"{row.layers} layers, width {row.width}, feed-forward width {row.hidden}" for row in chosen)
     return (
         f"The teacher is `{options.teacher.parent.name}`; {options.steps} steps of {BATCH} pairs of texts on one "
-        f"thread, seed {SEED}. Of {len(search.rows)} sub-networks of the sub-space `{options.space}` {found}. "
+        f"thread; mean and standard deviation over {len(searches)} seeds. Of {len(searches[0].rows)} sub-networks of "
+        f"the sub-space `{options.space}` the best ones of up to {options.most:,} weights were: {sizes}. "
         f"The whole run took {seconds / 60:.0f} minutes."
     )
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(tables: Sequence[Sequence[Row]]) -> str:
     lines = ["| student | weights | relation loss | Spearman, STS-B dev |", "|---|---|---|---|"]
-    lines += [f"| {row.title} | {row.parameters:,} | {row.loss:.3f} | {row.spearman:.3f} |" for row in rows]
+    for rows in zip(*tables, strict=True):
+        title = "drawn at random" if rows[0].title.startswith("drawn") else rows[0].title
+        weights = round(statistics.fmean(row.parameters for row in rows))
+        lines.append(f"| {title} | {weights:,} | {' | '.join(mean_cells([row[2:] for row in rows]))} |")
     return "\n".join(lines)
 
 
@@ -242,6 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=Path, required=True, help="pairs of texts to learn from, packed by gzip")
     parser.add_argument("--eval", type=Path, required=True, help="pairs with scores to search and measure on")
     parser.add_argument("--steps", type=int, default=300, help="steps of each job")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds, each with a search of its own")
     parser.add_argument("--space", choices=["base", "small", "tiny"], default="small", help="the sub-space")
     parser.add_argument("--most", type=int, default=6_500_000, help="most weights of the student")
     parser.add_argument("--work", type=Path, help="folder for finished jobs; default: a temporary one")

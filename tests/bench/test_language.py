@@ -25,6 +25,7 @@ def test_all_models_read_the_same_tokens() -> None:
     assert alone.data.tokenizer == JobSpec.model_validate(teacher_job()).data.tokenizer
 
 
+@pytest.mark.long
 def test_the_page_has_a_line_for_each_method(tmp_path: Path) -> None:
     page, text = tmp_path / "page.md", tmp_path / "text"
     page.write_text("before\n<!-- language: begin -->\nold\n<!-- language: end -->\nafter\n")

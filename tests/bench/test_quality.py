@@ -30,6 +30,7 @@ def test_every_method_is_a_job_that_the_contract_accepts() -> None:
         assert JobSpec.model_validate(document).recipe.losses, name
 
 
+@pytest.mark.long
 def test_methods_differ_and_a_seed_repeats(tmp_path: Path) -> None:
     path = str(write_set(tmp_path))
     table = compare(path, TINY, [ALONE, "kd"])

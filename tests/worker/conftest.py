@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,9 @@ import torch
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.worker.supervisor.stage import furnish, settings_for
+from tests.worker.training.builders import shorten_bundles
+from worker.bundle import writer
+from worker.bundle.curves import draw_curves
 from worker.machine import make_deterministic
 
 
@@ -19,6 +22,20 @@ def quiet_machine() -> None:
     """Deterministic kernels on one thread, as in the process that the tests stand for."""
     make_deterministic()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_bundles() -> Iterator[None]:
+    """See `shorten_bundles`; `drawn` undoes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_bundles(patch)
+        yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the curves of jobs drawn."""
+    monkeypatch.setattr(writer, "draw_curves", draw_curves)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.core.database import Database
+from tests.app.conftest import Api
 from tests.app.jobs.builders import PATIENT, PROJECT, add_inputs
+from tests.app.jobs.submitted import archive
 
 
 @pytest.fixture
@@ -18,3 +20,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
         await add_inputs(session, PROJECT)
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def data(api: Api) -> str:
+    """Id of an uploaded data file."""
+    answer = await api.client.post("/v1/files", params={"name": "digits.npz"}, content=archive())
+    assert answer.status_code == 201, answer.text
+    file_id: str = answer.json()["id"]
+    return file_id

@@ -15,7 +15,7 @@ from app.core.clock import now
 from app.core.ids import new_id
 from app.models.tables import ModelRow
 from tests.app.conftest import Api
-from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle
+from tests.app.files.uploads import DATA, code_of, keys_in_store, send, settle
 
 CONFIG: dict[str, Any] = {
     "architecture": {"architecture": "mlp", "hidden": [16]},

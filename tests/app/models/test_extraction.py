@@ -24,7 +24,7 @@ from app.recipe.students.searched import SEARCH, SearchedSpace, SearchFile, Sear
 from app.recipe.students.sub_spaces import SubNetwork, SubSpace
 from tests import kinds
 from tests.app.conftest import Api
-from tests.app.files.test_endpoints import keys_in_store, settle
+from tests.app.files.uploads import keys_in_store, settle
 from worker.methods.supernet_search import SharedWeights, _write
 from worker.students.measure import network_cost
 from worker.students.model import Model

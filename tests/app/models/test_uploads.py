@@ -20,7 +20,7 @@ from app.recipe.students.pooling import Embedding
 from app.recipe.students.sentence_folder import POOLING, modules_of, pooling_of
 from app.recipe.teachers.key_map import Conversion
 from tests.app.conftest import Api
-from tests.app.files.test_endpoints import DATA, code_of, keys_in_store, send, settle
+from tests.app.files.uploads import DATA, code_of, keys_in_store, send, settle
 from tests.app.models.test_endpoints import CONFIG, weights
 
 TEACHERS = Path(__file__).parents[3] / "examples" / "teachers"

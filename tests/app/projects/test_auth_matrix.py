@@ -14,7 +14,7 @@ from app.main import create_app
 from app.projects import keys
 from app.projects.auth import Scope
 from tests.app.conftest import ALL_SCOPES, Api
-from tests.app.files.test_endpoints import DATA
+from tests.app.files.uploads import DATA
 from tests.app.models.test_endpoints import CONFIG, weights
 
 OPEN = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/healthz"), ("GET", "/v1/version")}

@@ -80,6 +80,7 @@ def card_in(folder: Path) -> str:
     return (folder / "bundle" / "README.md").read_text()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_file_is_published_under_its_media_type(tmp_path: Path) -> None:
     word = play(stage(tmp_path, teacher=True, export=ALL_FORMATS), tmp_path).word
     assert isinstance(word, Finished)

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.distributed import TCPStore
 from torch.multiprocessing import spawn
 
-from tests.worker.training.builders import NEVER, Played, play
-from worker.bundle import writer as bundle
+from tests.worker.training.builders import NEVER, Played, play, shorten_bundles
 from worker.distributed import launch
 from worker.distributed.group import join
 from worker.distributed.launch import RankArgs
@@ -25,7 +24,7 @@ from worker.distributed.ranks import DataParallel
 from worker.distributed.shards import FullyShardedDataParallel
 from worker.machine import make_deterministic
 from worker.protocol import REPORTS, Assignment, Failed
-from worker.training import checkpoint, measure
+from worker.training import checkpoint
 from worker.training import monitor as watch
 
 SIZE = 2
@@ -65,6 +64,7 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int
         reports = {name: [*run.reports, run.word] for name, run in played.items()}
         dumped = {name: [each.model_dump(mode="json") for each in run] for name, run in reports.items()}
         out.write_text(json.dumps(dumped))
+    torch.distributed.destroy_process_group()
 
 
 def fail_in_the_second(args: RankArgs) -> None:
@@ -94,8 +94,7 @@ def die_while_saving(args: RankArgs) -> None:
 def report_every_step(patch: pytest.MonkeyPatch) -> None:
     """Report metrics after each step in this process, and skip work that takes longer than the steps."""
     patch.setattr(watch, "SECONDS_BETWEEN_REPORTS", float("-inf"))
-    patch.setattr(bundle, "draw_curves", lambda *_: None)
-    patch.setattr(measure, "RUNS", 1)
+    shorten_bundles(patch)
 
 
 def run_rank_reporting(args: RankArgs) -> None:

@@ -30,14 +30,12 @@ from tests.worker.training.builders import (
     stage,
 )
 from tests.worker.training.test_loop import prepare
-from worker.bundle import writer as bundle
 from worker.data.batches import Batches
 from worker.data.randomness import derive_seed
 from worker.methods.adversarial import AdversarialState, AdversarialStep, balanced_temperatures, balanced_weights
 from worker.protocol import CachePlace, Failed, Finished, Log, Metrics
 from worker.students.model import Model
 from worker.teachers import InProcessTeacher
-from worker.training import measure
 from worker.training.loop import Stage, set_rate
 from worker.training.state import TrainState, fresh_student
 
@@ -47,13 +45,6 @@ TEACHERS = [{"model": "teacher", "name": "clean"}, {"model": "teacher", "name": 
 STEPS, LR = 5, 0.1
 DROP = {"kind": "multi-step", "milestones": [1], "gamma": 0.1}
 """After three of the steps."""
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and few measurements: they take longer than these jobs, and have tests of their own."""
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def scene(method: dict[str, Any], student: Student | None = None, **settings: Any) -> tuple[Stage, TrainState]:

@@ -28,7 +28,6 @@ from tests.worker.training.builders import (
     stage,
 )
 from tests.worker.training.test_loop import prepare
-from worker.bundle import writer as bundle
 from worker.data.randomness import generator
 from worker.methods.boundary_samples import (
     NOT_BASE,
@@ -42,7 +41,6 @@ from worker.methods.boundary_samples import (
 from worker.protocol import Assignment, Failed, Finished, Metrics
 from worker.students.model import Model
 from worker.students.weights import load_model
-from worker.training import measure
 from worker.training.loop import Stage, set_rate
 from worker.training.stages import begin_stage, wrap_learners
 from worker.training.state import TrainState, fresh_student
@@ -52,13 +50,6 @@ LABELS: list[dict[str, Any]] = [{"kind": "cross-entropy"}]
 SGD = {"kind": "sgd", "lr": 0.1}
 RECIPE: dict[str, Any] = {"losses": LABELS, "method": METHOD, "epochs": 4, "batch_size": 16, "optimizer": SGD}
 STEPS, LR, EPOCHS = 5, 0.1, 4
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and few measurements: they take longer than these jobs, and have tests of their own."""
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def scene(method: dict[str, Any], **settings: Any) -> tuple[Stage, TrainState, Model]:

@@ -18,26 +18,17 @@ from app.recipe.job import JobSpec
 from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from tests.worker.training.builders import document, play, require_same_bits, require_same_bits_after_death, stage
 from tests.worker.training.test_loop import prepare
-from worker.bundle import writer as bundle
 from worker.data.batches import Batches
 from worker.data.randomness import derive_seed
 from worker.methods.smooth_adversarial import SmoothAdversarialStep, smoothness
 from worker.protocol import CachePlace, Finished, Metrics
 from worker.students.model import Model
-from worker.training import measure
 from worker.training.loop import set_rate
 from worker.training.state import fresh_student
 
 PLAIN: dict[str, Any] = {"kind": "smooth-adversarial", "steps": 4, "step_size": 0.02, "bound": 0.05}
 LOSSES = [{"kind": "comp-sum", "tau": 1.5}]
 LR = 0.1
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No picture and few measurements: they take longer than these jobs, and have tests of their own."""
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def margins(model: Model, images: Tensor, labels: Tensor) -> Tensor:

@@ -20,12 +20,10 @@ from app.recipe.job import JobSpec
 from tests import kinds
 from tests.kinds import BERT, ENCODER, LISTS, PAIRS, small_job
 from tests.worker.training.builders import Played, play, weights
-from worker.bundle import writer as bundle
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
 from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
 from worker.students.weights import load_model
-from worker.training import measure
 
 Document = dict[str, Any]
 TEXTS = ["red cat runs", "blue", "the old old tree sleeps and runs and sleeps", "house unknown"]
@@ -51,12 +49,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kinds.write_data(folder)
     kinds.write_encoder(folder / "encoder")
     return {path.stem: str(path) for path in folder.iterdir()}
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def played(inputs: dict[str, str], folder: Path, recipe: Document = LEARNED, **more: Any) -> Played:

@@ -62,6 +62,7 @@ def test_a_distillation_measures_the_student_against_its_teacher(tmp_path: Path)
     assert {f"eval/{name}" for name in metrics} == set(played.of(Metrics)[-1].values)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_artifact_is_there_and_its_description_can_be_read(tmp_path: Path) -> None:
     word = play(stage(tmp_path, teacher=True, name="small one"), tmp_path).word
     assert isinstance(word, Finished)

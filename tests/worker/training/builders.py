@@ -14,11 +14,13 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Mlp, Student
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from worker.bundle import writer
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.protocol import Assignment, CheckpointSaved, Failed, Finished, Report, Stopped
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, save_model
 from worker.trainer.run import run
+from worker.training import measure
 
 SIDE, CLASSES, SAMPLES = 6, 4, 50
 NEVER = 10**9
@@ -88,6 +90,12 @@ def play(assignment: Assignment, folder: Path, steps: int = NEVER, ranks: Single
     left = iter(range(steps - 1, -1, -1))
     word = run(assignment, folder, reports.append, lambda: next(left) == 0, ranks)
     return Played(reports, word)
+
+
+def shorten_bundles(patch: pytest.MonkeyPatch) -> None:
+    """No picture and one measurement of latency: they take ten times as long as the training of a small job."""
+    patch.setattr(writer, "draw_curves", lambda *_: None)
+    patch.setattr(measure, "RUNS", 1)
 
 
 def weights(folder: Path) -> bytes:

@@ -18,9 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from app.recipe.job import JobSpec
 from tests.worker.training.builders import Played, play
-from worker.bundle import writer as bundle
 from worker.protocol import Assignment, Failed, Finished, Log
-from worker.training import measure
 
 Document = dict[str, Any]
 NAMES = ["entailment", "neutral", "contradiction"]
@@ -29,12 +27,6 @@ OTHER = ["the", "dog", "ran", "home", "again", "and", "late", "it", "was"]
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 BERT |= {"intermediate_size": 64, "max_position_embeddings": 32}
 COLUMNS = {"input_columns": ["text"], "label_columns": ["label"], "max_length": 16}
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def sentences(count: int, seed: int) -> list[tuple[str, str]]:
@@ -88,10 +80,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_parquet(folder / "eval", sentences(90, 3), [NAMES[1], NAMES[0], NAMES[2]])
     given = {"teacher-train": folder / "teacher-train"}
     data = {"format": "csv", "train": "teacher-train", **COLUMNS}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "draw_curves", lambda *_: None)
-        patch.setattr(measure, "RUNS", 1)
-        played = run(folder / "job", given, {"data": data, "recipe": recipe("cross-entropy", 20)})
+    played = run(folder / "job", given, {"data": data, "recipe": recipe("cross-entropy", 20)})
     assert isinstance(played.word, Finished), played.word
     assert report(folder / "job")["student"]["accuracy"] == 1.0
     assert [row["name"] for row in report(folder / "job")["per_class"]] == sorted(NAMES)

@@ -15,19 +15,10 @@ from app.recipe.tasks import TaskName
 from tests import kinds
 from tests.worker.tasks import language
 from tests.worker.training.builders import finished, play, stage, weights, write_teacher
-from worker.bundle import writer as bundles
 from worker.protocol import Assignment, CachePlace, Failed
 from worker.students.weights import load_model
-from worker.training import measure as measuring
 
 LOSSES: list[dict[str, Any]] = [{"kind": "cross-entropy"}, {"kind": "kd"}]
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No plots and few measurements: they take longer than these jobs, and have other tests."""
-    monkeypatch.setattr(bundles, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measuring, "RUNS", 1)
 
 
 def with_precision(precision: str | None, assignment: Assignment) -> Assignment:

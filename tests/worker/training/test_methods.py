@@ -13,9 +13,7 @@ from app.recipe.losses import LOSSES
 from tests import kinds
 from tests.kinds import ENCODER, KINDS, LISTS, PAIRS, VIT, job_of, methods, small_job, term
 from tests.worker.training.builders import Played, play, weights
-from worker.bundle import writer as bundle
 from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Metrics, Stopped
-from worker.training import measure
 
 Document = dict[str, Any]
 EPOCH = 3
@@ -40,13 +38,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kinds.write_data(folder)
     kinds.write_teachers(folder)
     return {path.stem: str(path) for path in folder.iterdir()}
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No plots and few measurements: they take longer than these jobs, and have other tests."""
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def assigned(job: Document, inputs: dict[str, str], folder: Path, resume: str | None = None) -> Assignment:

@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from tests.worker.training.builders import finished, require_same_bits, stage, weights
-from worker.bundle import writer as bundle
 from worker.data.batches import Batch, whole_split
 from worker.methods import supervised
 from worker.outputs import TeacherSignal
 from worker.protocol import Assignment, CachePlace
-from worker.training import job_inputs, loop, measure
+from worker.training import job_inputs, loop
 from worker.training import stages as stages
 from worker.training.step_inputs import CudaSideStream, Prefetcher, StepInputs
 
@@ -51,13 +50,6 @@ class Beside:
     def hand_over(self, step_inputs: StepInputs) -> None:
         assert step_inputs is self.started[-1]
         self.taken.append(step_inputs)
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No plots and few measurements: they take longer than these jobs, and have other tests."""
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def beside(monkeypatch: pytest.MonkeyPatch) -> Beside:

@@ -14,12 +14,10 @@ import torch
 
 from app.recipe.job import JobSpec
 from tests.worker.training.builders import Played, play
-from worker.bundle import writer as bundle
 from worker.metrics.permutation import moved_classes, moved_places
 from worker.protocol import Assignment, CachePlace, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
 from worker.tasks import samples as sample_tasks
 from worker.tasks.samples import SampleEvaluator
-from worker.training import measure
 
 Document = dict[str, Any]
 WORDS = ["zero", "one", "two", "three", "four"]
@@ -31,12 +29,6 @@ class Files(NamedTuple):
     """Paths of inputs, by the names that jobs give them."""
 
     paths: dict[str, str]
-
-
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(measure, "RUNS", 1)
 
 
 def write_rows(folder: Path, name: str, names: list[str] | None, count: int, seed: int) -> None:

@@ -147,7 +147,8 @@ def test_a_stored_model_is_read_again(head: Head, number: int, tmp_path: Path) -
     save_model(made, tmp_path)
     read = load_model(tmp_path).eval()
     assert read.config == made.config
-    torch.testing.assert_close(read(images), made(images), rtol=0, atol=0)
+    torch.testing.assert_close(read.state_dict(), made.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(read(images), made(images))  # convolutions may differ by where weights lie in memory
 
 
 @every_head
