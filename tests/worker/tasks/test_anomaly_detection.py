@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import CifarResNet, Vit
+from app.recipe.students.architectures import CifarResNet, Transformers, Vit
 from tests.worker.training.builders import finished, play, require_same_bits, write_teacher
 from worker.metrics.anomalies import auroc, per_region_overlap
 from worker.protocol import Assignment, CheckpointSaved, Failed, Report
@@ -160,6 +160,19 @@ def test_batch_statistics_of_an_encoder_do_not_move(tmp_path: Path) -> None:
     bundle = finished(tmp_path, stage(tmp_path, **cnn, recipe={"ema_decay": 0.5}))
     stored, student = load_file(tmp_path / "encoder" / "model.safetensors"), load_file(bundle / "model.safetensors")
     assert all(torch.equal(student[f"encoder.{name}"], values) for name, values in stored.items())
+
+
+def test_an_encoder_of_the_library_is_taken_and_exported_too(tmp_path: Path) -> None:
+    sizes: Document = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    encoder = Transformers(config={"model_type": "vit", "patch_size": 2, **sizes})
+    student = {"layers": [["vit.layers.0"], ["vit.layers.1"]]}
+    bundle = finished(tmp_path, stage(tmp_path, encoder=encoder, student=student, export=["safetensors", "onnx"]))
+    stored, exported = load_file(tmp_path / "encoder" / "model.safetensors"), load_model(bundle)
+    inside = exported.network.encoder.state_dict()  # type: ignore[union-attr,operator]
+    assert sorted(values.sum().item() for values in inside.values()) == pytest.approx(
+        sorted(values.sum().item() for values in stored.values()), abs=1e-6
+    )
+    assert report_of(bundle)["student"]["onnx"]["image_auroc"] == report_of(bundle)["student"]["image_auroc"]
 
 
 def test_no_optimizer_state_belongs_to_the_encoder(tmp_path: Path) -> None:
