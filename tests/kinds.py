@@ -39,6 +39,7 @@ DATA = {
     "embedding": "pairs",
     "image-embedding": "many",
     "self-supervised": "many",
+    "anomaly-detection": "anomalies",
     "causal-lm": "lines",
 }
 """Name of each task's file."""
@@ -48,6 +49,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 Document = dict[str, Any]
 CNN: Document = {"architecture": "wide-resnet", "depth": 10}
 VIT: Document = {"architecture": "vit", "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+INP_FORMER: Document = {
+    **{"architecture": "inp-former", "model": "vit", "layers": [["blocks.0"], ["blocks.1"]]},
+    **{"prototypes": 2, "heads": 2, "map_size": 4},
+}
 BERT: Document = {
     **{"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
     **{"intermediate_size": 8, "max_position_embeddings": 16},
@@ -57,6 +62,8 @@ VIEWS: Document = {
     "augment": [{"kind": kind} for kind in ("resized-crop", "flip", "color-jitter", "grayscale", "blur")],
 }
 """Images whose two views differ."""
+MASKED: Document = {"train": DATA["anomaly-detection"], "mask_key": "mask"}
+"""Normal images, and anomalous ones with their masks."""
 BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
 SVM: Document = {**CNN, "head": {"kind": "svm"}}
@@ -134,13 +141,14 @@ def job_of(kind: str) -> Document:
         "embedding": term("unime" if needs_lists(found) else "pair-score"),
         "image-embedding": {"kind": "normface"},
         "self-supervised": {"kind": "ntxent"},
+        "anomaly-detection": term(kind),  # alone, since the other one compares whole batches
     }
     labels = own.get(task, {"kind": "cross-entropy"})
     stage: Document = {"epochs": 1, "losses": [term(kind)]}
     if kind in ("feature-autoencoder", "inheritance-exploration"):
         stage = {"epochs": 1, "losses": [term("feature-autoencoder")], "trains": "terms"}
     recipe = {"stages": [stage], "losses": [labels, *([term(kind)] if term(kind) != labels else [])]}
-    usual = {"embedding": ENCODER, "causal-lm": DECODER}.get(task, CNN)
+    usual = {"embedding": ENCODER, "causal-lm": DECODER, "anomaly-detection": INP_FORMER}.get(task, CNN)
     more: Document = {}
     if issubclass(found, BinaryLoss):
         more["data"] = BINARY
@@ -158,7 +166,8 @@ def task_of(kind: type[LossSpec]) -> TaskName:
     """A task that a kind of loss is for."""
     fitting = tasks_for(kind)
     usual: tuple[TaskName, ...] = ("image-classification", "multi-label-classification", "keypoints", "embedding")
-    return next(task for task in (*usual, "image-embedding", "self-supervised", "causal-lm") if task in fitting)
+    others: tuple[TaskName, ...] = ("image-embedding", "self-supervised", "anomaly-detection", "causal-lm")
+    return next(task for task in (*usual, *others) if task in fitting)
 
 
 def couples(kind: type[LossSpec]) -> bool:
@@ -173,7 +182,7 @@ def small_job(
     recipe = {"epochs": 2, "batch_size": 8, **recipe}
     data: Document = (
         more.pop("data", None)
-        or {"embedding": PAIRS, "self-supervised": VIEWS, "causal-lm": LINES}.get(task)
+        or {"embedding": PAIRS, "self-supervised": VIEWS, "anomaly-detection": MASKED, "causal-lm": LINES}.get(task)
         or {"train": DATA[task]}
     )
     if task == "image-classification":
@@ -221,6 +230,10 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     several = np.arange(SAMPLES) % IDENTITIES
     np.savez(folder / f"{DATA['image-embedding']}.npz", x=images.astype(np.uint8), y=several)
+    marked = np.zeros((SAMPLES, SIDE, SIDE), np.uint8)
+    marked[::6, 2:5, 2:5] = 1
+    plain = np.where(marked, 255, random.integers(60, 100, (SAMPLES, SIDE, SIDE))).astype(np.uint8)
+    np.savez(folder / f"{DATA['anomaly-detection']}.npz", x=plain, y=marked.any((1, 2)).astype(int), mask=marked)
     lines = ["one,other,score", *(f"{one},{other},{score}" for one, other, score in pairs())]
     (folder / DATA["embedding"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "lists").write_text("".join(f"{json.dumps(row)}\n" for row in lists()), encoding="utf-8")

@@ -72,6 +72,7 @@ METRICS = {
     "embedding": {"pearson", "spearman"},
     "image-embedding": {"map_at_r", "map", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy"},
     "self-supervised": {"linear_accuracy", "knn_accuracy", "bayes_accuracy", "view_recall_at_1", "view_loss"},
+    "anomaly-detection": {"image_auroc", "pixel_auroc", "pro", "reconstruction_cosine"},
     "causal-lm": {"perplexity", "nll", "accuracy"},
 }
 """What a report must tell of the student, by task."""
@@ -154,9 +155,11 @@ OF_IMAGES = names(step for step in AUGMENTATIONS if "images" in step.reads)
 LABELLED = [kind for kind in OF_IMAGES if kind not in {step["kind"] for step in kinds.VIEWS["augment"]}]
 """Augmentations of images that the jobs of self-supervision don't have."""
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
-OF_IMAGE_CLASSES = [name for name in names(STUDENTS, "architecture") if name not in ("timm", "dual-encoder")]
-"""All but the one that needs a library which few machines have (`tests/worker/students/test_timm.py`), and the one of
-labels of texts."""
+OF_IMAGE_CLASSES = [
+    name for name in names(STUDENTS, "architecture") if name not in ("timm", "inp-former", "dual-encoder")
+]
+"""Those of classifiers of images, but the one that needs a library which few machines have
+(`tests/worker/students/test_timm.py`)."""
 ANYWHERE = [
     kind
     for kind, loss in zip(KINDS, LOSSES, strict=True)
@@ -229,12 +232,15 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
     for name, student in LAYERED.items():
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
-    asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS]
+    asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
     data = {"train": "classes", "eval_fraction": 0.7}
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
-    yield "every diagnostic", small_job(like_its_teacher, pretrained, data=data, **more)
+    yield "diagnostics of a classifier", small_job(like_its_teacher, pretrained, data=data, **more)
+    given = {"losses": [{"kind": "feature-reconstruction"}, {"kind": "prototype-coherence"}], "epochs": 1}
+    drawn = {"diagnostics": [{"kind": "anomaly-maps", "images": 4}]}
+    yield "diagnostics of anomalies", small_job(given, kinds.INP_FORMER, "anomaly-detection", evaluation=drawn)
     yield "tags of words", small_job(LABELS, BERT, "token-classification", data=TAGS)
     mined = {**kinds.LISTS, "mining": {"count": 3, "keep": "margin", "margin": 0.01}}
     among: Document = {"losses": [{"kind": "contrastive"}, {"kind": "lg-anna", "relevance": "teacher"}]}
@@ -343,12 +349,14 @@ def test_every_kind_of_loss_has_a_curve(service: Service, ended: dict[str, Job],
 @pytest.mark.long
 @pytest.mark.timeout(SECONDS)
 def test_every_diagnostic_stands_in_the_report(service: Service, ended: dict[str, Job], tmp_path: Path) -> None:
-    job = ended["every diagnostic"]
-    told = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())["diagnostics"]
-    assert list(told) == DIAGNOSTIC_KINDS
-    assert all(one["figures"] for one in told.values())
-    pictures = [one["picture"] for one in told.values() if one["picture"]]
-    assert all(service.client.download(job.id, name, tmp_path).read_bytes()[1:4] == b"PNG" for name in pictures)
+    found: list[str] = []
+    for job in (ended["diagnostics of a classifier"], ended["diagnostics of anomalies"]):
+        told = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())["diagnostics"]
+        found += told
+        assert all(one["figures"] for one in told.values())
+        pictures = [one["picture"] for one in told.values() if one["picture"]]
+        assert all(service.client.download(job.id, name, tmp_path).read_bytes()[1:4] == b"PNG" for name in pictures)
+    assert found == DIAGNOSTIC_KINDS
 
 
 @pytest.mark.long

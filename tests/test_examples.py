@@ -219,7 +219,7 @@ def assignments(name: str, teachers: dict[str, str]) -> list[str]:
         ["teacher"] if "teacher" in job else [f"teachers[{index}]" for index in range(len(job.get("teachers", ())))]
     )
     known = TAUGHT_BY.get(name, ["teacher.yaml"])
-    places += ["student"] if job["student"]["architecture"] == "pretrained" else []
+    places += ["student"] if "model" in job["student"] and job["student"]["architecture"] != "timm" else []
     known = [*known, *known] if name == "pretrained.yaml" else known
     return [f"{place}.model={teachers[teacher]}" for place, teacher in zip(places, known, strict=False)]
 

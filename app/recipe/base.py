@@ -93,9 +93,9 @@ class OneOf:
         return core_schema.tagged_union_schema(choices, discriminator="kind")
 
 
-Answer = Literal["classes", "labels", "numbers", "vectors", "tokens"]
+Answer = Literal["classes", "labels", "numbers", "vectors", "anomalies", "tokens"]
 """Kinds of output of a task: one of several `classes`, any number of them at once (`labels`), `numbers`, `vectors` to
-be compared with each other, or the next of the `tokens` of a text."""
+be compared with each other, how far an image and its parts are `anomalies`, or the next of the `tokens` of a text."""
 EVERY_ANSWER: frozenset[Answer] = frozenset(get_args(Answer))
 InputKind = Literal["images", "table", "texts"]
 """Kinds of samples of a model."""

@@ -11,6 +11,7 @@ from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
     DualEncoder,
+    InpFormerNetwork,
     Mlp,
     MobileNetV2,
     Network,
@@ -23,6 +24,7 @@ from app.recipe.students.architectures import (
 from app.recipe.students.heads import HeadSpec
 from app.recipe.students.inputs import ImageInput, Input, TableInput, TextInput
 from app.recipe.students.layers import ActivationSpec, NormSpec
+from app.recipe.students.reconstruction import FeatureShape, feature_shape
 from app.recipe.students.shapes import (
     SHUFFLENET_BLOCKS,
     SHUFFLENET_STEM,
@@ -46,7 +48,7 @@ class Cost:
     """Costs of one network."""
 
     parameters: int
-    """Trainable weights."""
+    """All weights."""
     flops: int
     """Floating-point operations of one sample's forward pass: two per multiply-add of a linear or convolutional layer
     or of attention; element-wise work is not counted."""
@@ -55,7 +57,16 @@ class Cost:
     peak_activation: int
     """Elements of the largest layer's output per sample; a forward pass alone needs twice as many."""
     hidden_weights: int
-    """Weights in the matrices of hidden layers, for which some optimizers have no state."""
+    """Trained weights in the matrices of hidden layers, for which some optimizers have no state."""
+    frozen_parameters: int = 0
+    """Those of the `parameters` that are not trained, so that they have neither gradient nor optimizer state."""
+    frozen_flops: int = 0
+    """Those of the `flops` that have no backward pass."""
+
+    def training_flops(self, passes: int) -> int:
+        """Operations of training on one sample, which takes as many forward passes of what is trained, a backward pass
+        counted as two."""
+        return passes * (self.flops - self.frozen_flops) + self.frozen_flops
 
 
 _Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
@@ -117,9 +128,26 @@ class _Tally:
         return Cost(self.parameters, self.flops, self.activations, self.peak, self.matrices - self.last_matrix)
 
 
+def beside(frozen: Cost, trained: Cost) -> Cost:
+    """Costs of a network with a part that is not trained, and keeps nothing for the backward pass."""
+    return Cost(
+        parameters=frozen.parameters + trained.parameters,
+        flops=frozen.flops + trained.flops,
+        activations=trained.activations,
+        peak_activation=max(frozen.peak_activation, trained.peak_activation),
+        hidden_weights=trained.hidden_weights,
+        frozen_parameters=frozen.parameters,
+        frozen_flops=frozen.flops,
+    )
+
+
 def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
     """Count the costs of `student` on one sample; tables are for a `mlp` alone. None: they are only known after
     building it (`transformers`, `timm`, `dual-encoder`)."""
+    if isinstance(student, InpFormerNetwork):
+        encoder, image = student.encoder, as_image(sample)
+        frozen, shape = student_cost(encoder, image, student.encoder_outputs), feature_shape(student, image)
+        return None if frozen is None or shape is None else reconstruction_cost(student, frozen, shape, image)
     tally = _count(student, sample, outputs)
     return tally.cost() if tally else None
 
@@ -131,7 +159,7 @@ def normalised_channels(network: Network) -> set[int]:
 
 
 def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
-    if isinstance(student, Transformers | Timm | DualEncoder):
+    if isinstance(student, Transformers | Timm | DualEncoder | InpFormerNetwork):
         return None
     image = as_image(sample)
     tally = _Tally(image)
@@ -293,6 +321,41 @@ def _transformer_block(student: Vit, tokens: int, tally: _Tally) -> None:
     tally.matrix(width, hidden, tokens, bias=True)
     tally.activation(student.activation, hidden * tokens)
     tally.matrix(hidden, width, tokens, bias=True)
+
+
+def reconstruction_cost(student: InpFormerNetwork, frozen: Cost, shape: FeatureShape, image: ImageInput) -> Cost:
+    """Costs of a network that reconstructs features of this shape, of an encoder with the costs `frozen`."""
+    tally, (width, positions) = _Tally(image), shape
+    tally.keep(width * positions, len(student.paths) + 1)  # the features, and their mean
+    tally.parameters += student.prototypes * width
+    _cross_attention(student, width, student.prototypes, positions, tally)
+    _feed_forward(student, width, positions, tally)  # the bottleneck
+    for _ in student.paths:
+        _cross_attention(student, width, positions, student.prototypes, tally)
+        tally.parameters += student.heads  # their scales
+    tally.keep(student.outputs)
+    return beside(frozen, tally.cost())
+
+
+def _cross_attention(student: InpFormerNetwork, width: int, queries: int, keys: int, tally: _Tally) -> None:
+    """A block of attention from `queries` tokens to `keys` others, and its feed-forward layers."""
+    tally.parameters += 4 * width  # two norms
+    tally.keep(width * (queries + keys))
+    tally.matrix(width, width, queries, bias=True)
+    tally.matrix(width, 2 * width, keys, bias=True)
+    tally.keep(width * (queries + 2 * keys))
+    tally.flops += 4 * queries * keys * width
+    tally.keep(student.heads * queries * keys, 2)
+    tally.matrix(width, width, queries, bias=True)
+    tally.keep(width * queries, 3)
+    _feed_forward(student, width, queries, tally)
+
+
+def _feed_forward(student: InpFormerNetwork, width: int, positions: int, tally: _Tally) -> None:
+    tally.matrix(width, student.hidden(width), positions, bias=True)
+    tally.keep(student.hidden(width) * positions, 2)
+    tally.matrix(student.hidden(width), width, positions, bias=True)
+    tally.keep(width * positions)
 
 
 def _positions(image: ImageInput, stage: int) -> int:

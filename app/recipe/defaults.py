@@ -14,6 +14,7 @@ from app.recipe.job import JobSpec, Recipe
 from app.recipe.optimizers import AdamP, AdamW, Constant, Cosine, Linear, MultiStep
 from app.recipe.students.architectures import (
     DualEncoder,
+    InpFormerNetwork,
     Network,
     Shrink,
     Student,
@@ -158,4 +159,4 @@ def _is_transformer(network: Network) -> bool:
         return network.model_type not in CONVOLUTIONAL_MODEL_TYPES
     if isinstance(network, Timm):
         return network.model.startswith(TRANSFORMERS_OF_TIMM)
-    return isinstance(network, Vit | DualEncoder)
+    return isinstance(network, Vit | DualEncoder | InpFormerNetwork)

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from app.recipe.cost import Cost, known_costs, student_cost
+from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
-from app.recipe.students.architectures import DualEncoder, Mlp, Network, Transformers, Vit
+from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Mlp, Network, Transformers, Vit
 from app.recipe.students.heads import VqLogits
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.reconstruction import FeatureShape
 from app.recipe.students.shrink import ENCODERS, all_heads
 from app.recipe.tasks.base import CLASS_BYTES
 
@@ -99,6 +100,8 @@ def rough_cost(network: Network, sample: Input, outputs: int) -> Cost | None:
     none."""
     if isinstance(network, DualEncoder):
         return _with_labels(network, sample, outputs)
+    if isinstance(network, InpFormerNetwork) and isinstance(network.encoder, Transformers):
+        return _around_the_library(network, network.encoder, sample)
     if not isinstance(network, Transformers):
         return student_cost(network, sample, outputs)
     if network.model_type not in ENCODERS:
@@ -107,6 +110,14 @@ def rough_cost(network: Network, sample: Input, outputs: int) -> Cost | None:
         return _of_the_library(network, sample, outputs)
     except (TypeError, ValueError, ArithmeticError):  # invalid sizes are refused by the library
         return None
+
+
+def _around_the_library(network: InpFormerNetwork, encoder: Transformers, sample: Input) -> Cost | None:
+    frozen = rough_cost(encoder, sample, network.encoder_outputs)
+    if frozen is None or not isinstance(sample, ImageInput):
+        return None
+    shape = FeatureShape(ENCODERS[encoder.model_type].sizes(encoder.config)[1], _tokens(encoder, sample)[0] - 1)
+    return reconstruction_cost(network, frozen, shape, sample)
 
 
 def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
@@ -156,7 +167,7 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
 
 
 def _is_dense(network: Network) -> bool:
-    return isinstance(network, Mlp | Vit | Transformers | DualEncoder)
+    return isinstance(network, Mlp | Vit | Transformers | DualEncoder | InpFormerNetwork)
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:

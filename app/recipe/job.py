@@ -17,7 +17,7 @@ from app.recipe.methods import Method
 from app.recipe.methods.supervised import Supervised
 from app.recipe.optimizers import AdamW, Constant, Optimizer, Schedule
 from app.recipe.stage import StageSpec
-from app.recipe.students.architectures import DualEncoder, Pretrained, Student
+from app.recipe.students.architectures import DualEncoder, InpFormer, Pretrained, Student
 from app.recipe.students.inputs import Side
 from app.recipe.students.pooling import Embedding
 from app.recipe.tasks import TaskName, task_of
@@ -154,7 +154,7 @@ class EvaluationSpec(Spec):
     """Which weights are exported: those after the last step, or those of the evaluated epoch that was best by the
     task's main metric (accuracy and then nll, entity_f1 of tags that mark entities, rmse, nme, perplexity, of
     texts' embeddings spearman, without scores mrr, of images' map_at_r; self-supervised linear_accuracy, without
-    labels view_recall_at_1). The report has both."""
+    labels view_recall_at_1; of anomalies image_auroc, without any reconstruction_cosine). The report has both."""
     require_teacher: RequiredMetrics | None = None
     """Requirements on each teacher on the held-out samples before training begins, by the names of the task's metrics,
     such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
@@ -291,13 +291,18 @@ class JobSpec(Spec):
     def origins(self) -> dict[str, Origin]:
         """Stored models that the job reads, teachers before a student, by the path of the field that describes each."""
         found: dict[str, Origin] = {self.teacher_path(index): each for index, each in enumerate(self.all_teachers)}
-        return found | ({self.start_path: self.start} if self.start is not None else {})
+        return found | ({self.start_path: self.student_origin} if self.student_origin is not None else {})
 
     @property
     def start(self) -> Pretrained | None:
         """The stored model whose weights the student, or its encoder, starts from; none: there is no such model."""
         own = self.student.encoder if isinstance(self.student, DualEncoder) else self.student
         return own if isinstance(own, Pretrained) else None
+
+    @property
+    def student_origin(self) -> Pretrained | InpFormer | None:
+        """The stored model that the student starts from, or has within it as its frozen encoder."""
+        return self.student if isinstance(self.student, InpFormer) else self.start
 
     @property
     def start_path(self) -> str:
@@ -307,7 +312,7 @@ class JobSpec(Spec):
     @property
     def start_param(self) -> str:
         """Path of the field with the source of this model; if there is none, of the network."""
-        return f"{self.start_path}.{self.start.source}" if self.start else self.start_path
+        return f"{self.start_path}.{self.student_origin.source}" if self.student_origin else self.start_path
 
     @property
     def references(self) -> dict[str, str]:

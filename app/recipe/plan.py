@@ -126,7 +126,7 @@ def training_flops(plan: TrainingPlan, recipe: Recipe, costs: NetworkCosts) -> i
     """Floating-point operations of the whole training: a sample takes as many forward passes of each network that is
     trained as the method says, and one of each teacher; a backward pass counts twice. Labels are encoded for every
     micro-batch."""
-    trained = recipe.method.passes(recipe) * costs.student.flops
+    trained = costs.student.training_flops(recipe.method.passes(recipe))
     trained += recipe.method.learner_passes(recipe) * sum(learner.flops for learner in costs.learners)
     per_sample = trained + sum(teacher.flops for teacher in costs.teachers)
     of_labels = costs.labels.flops * recipe.accumulate * plan.total_steps if costs.labels else 0
@@ -141,7 +141,9 @@ def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, 
     weights, elements = 0, round(costs.student.activations * recipe.method.activation_copies(recipe))
     optimizers = [recipe.optimizer] + [recipe.method.learner_optimizer(recipe)] * len(costs.learners)
     for network, optimizer in zip((costs.student, *costs.learners), optimizers, strict=True):
-        weights += network.parameters * copies + optimizer.state_size(network.parameters, network.hidden_weights)
+        trained = network.parameters - network.frozen_parameters
+        weights += trained * copies + optimizer.state_size(trained, network.hidden_weights)
+        weights += network.frozen_parameters * (copies - 1)
     of_learners = [learner.activations for learner in costs.learners]
     elements = max([elements, *of_learners]) if recipe.method.learns_in_turn else sum(of_learners, elements)
     micro_batch *= recipe.views

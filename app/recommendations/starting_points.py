@@ -80,6 +80,12 @@ STARTING_POINTS: tuple[StartingPoint, ...] = (
         ({"kind": "mse"}, {"kind": "mse", "target": "teacher", "weight": 0.5}),
         "not compared with other losses here: the usual losses of the task",
     ),
+    StartingPoint(
+        "features of normal images",
+        "anomalies",
+        ({"kind": "feature-reconstruction"}, {"kind": "prototype-coherence", "weight": 0.2}),
+        "not compared with other losses here: the losses and weights of INP-Former",
+    ),
 )
 """In the order in which they are recommended for their kind of output."""
 

@@ -22,13 +22,13 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.losses.reconstruction import InpFormer
+from app.recipe.losses.reconstruction import FeatureReconstruction, InpFormer, PrototypeCoherence
 from app.recipe.losses.taps import Pair, Tap
-from tests.golden import Case, NothingToCompare
+from tests.golden import Case
 from tests.golden.comparison import Comparison
+from worker.losses import build_term
 from worker.losses.base import Features, LossInputs, LossTerm
 from worker.losses.builder import LossBuilder, TeacherSide
-from worker.losses.features import FEATURE_TERMS
 from worker.losses.features.adapters import Adapter
 from worker.losses.features.attention_relation import relations
 from worker.losses.features.inheritance import explore_loss, inherit_loss, mean_power
@@ -63,7 +63,7 @@ class Bench:
 
     def build(self, spec: LossSpec) -> LossTerm:
         """The term of `spec`, with parts in float64."""
-        term = FEATURE_TERMS[type(spec)](spec, self.builder)
+        term = build_term(spec, self.builder)
         self.builder.aux_modules.double()
         return term
 
@@ -239,9 +239,10 @@ def autodistil(case: Case) -> Comparisons:
 
 
 def inp_former(case: Case) -> Comparisons:
-    """Each stage of the stacked maps as a pair. Raises NothingToCompare for the prototypes' coherence."""
+    """Each stage of the stacked maps as a pair, and as a group of layers; or the coherence of prototypes."""
     if "enc" not in case.inputs:
-        raise NothingToCompare("no prototypes, whose coherence is not computed here")
+        yield from _coherence(case)
+        return
     sides = {"s": case.inputs["dec"], "t": case.inputs["enc"]}
     maps = {f"{side}{number}": each for side, whole in sides.items() for number, each in enumerate(whole)}
     stages = range(len(sides["s"]))
@@ -251,6 +252,21 @@ def inp_former(case: Case) -> Comparisons:
     yield from expect(case, "inp-former", "loss", loss)
     found = torch.stack([gradients[f"s{number}"] for number in stages])
     yield Comparison("inp-former", "grad_dec", found, case.outputs["grad_dec"], is_gradient=True)
+    grouped = {name: each.flatten(3).permute(1, 0, 3, 2) for name, each in zip("st", sides.values(), strict=True)}
+    bench = Bench({"decoded": grouped["s"], "encoded": grouped["t"]}, [])
+    loss, gradients = bench.run(bench.build(FeatureReconstruction(gamma=case.hyper["gamma"])))
+    yield from expect(case, "feature-reconstruction", "loss", loss)
+    found = gradients["decoded"].permute(1, 0, 3, 2).reshape(case.outputs["grad_dec"].shape)
+    yield Comparison("feature-reconstruction", "grad_dec", found, case.outputs["grad_dec"], is_gradient=True)
+
+
+def _coherence(case: Case) -> Comparisons:
+    """Queries are the tokens, keys the prototypes."""
+    bench = Bench({"tokens": case.inputs["query"], "prototypes": case.inputs["keys"]}, [])
+    loss, gradients = bench.run(bench.build(PrototypeCoherence()))
+    yield from expect(case, "prototype-coherence", "loss", loss)
+    for ours, theirs in (("tokens", "grad_query"), ("prototypes", "grad_keys")):
+        yield Comparison("prototype-coherence", theirs, gradients[ours], case.outputs[theirs], is_gradient=True)
 
 
 def pair(student: str, teacher: str) -> Pair:

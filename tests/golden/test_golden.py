@@ -17,7 +17,6 @@ from tests.golden.methods import METHODS
 
 NOT_OURS = {
     ("unime", "inbatch_infonce"),
-    ("inpformer", "coherence"),
     *(("cfcd", name) for name in ("arc_curricular", "localmining", "localmining_easy")),
 }
 """Cases about something that this package does not compute; and of `ldr` the authors' other losses."""

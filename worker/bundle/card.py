@@ -11,7 +11,7 @@ from app.recipe.losses import Loss
 from app.recipe.losses.weights import Weight
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, diagnostics, rows
-from app.recipe.students.architectures import Shrink
+from app.recipe.students.architectures import InpFormer, Shrink
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
 from worker.bundle.snippets import snippets
 from worker.students.weights import WEIGHTS
@@ -107,8 +107,8 @@ def _tags(job: JobSpec, report: Figures) -> set[str]:
 
 def _base(job: JobSpec) -> str | None:
     """The hub's model that the student's weights were initialised from."""
-    if job.start is not None:
-        return job.start.hub
+    if job.student_origin is not None:
+        return job.student_origin.hub
     if isinstance(job.student, Shrink) and job.student.init == "teacher" and job.all_teachers:
         name = job.student.teacher
         return (job.teacher_named(name) if name else job.all_teachers[0]).hub
@@ -161,6 +161,8 @@ def _lineage(job: JobSpec) -> str:
     names = ", ".join(f"`{teacher.reference}`" for teacher in job.all_teachers)
     if job.trained_teacher is not None:
         names = f"{names}, which learned too" if names else "a teacher that learned with it from random weights"
+    if isinstance(job.student, InpFormer):
+        return f"which reconstructs the features of `{job.student.reference}`, its frozen encoder"
     start = f"started from `{job.start.reference}`, " if job.start is not None else ""
     alone = "trained on labels alone" if job.task_spec.needs_labels else "trained without labels"
     return start + (f"distilled from {names}" if names else alone)

@@ -9,7 +9,7 @@ import torch
 
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
-from app.recipe.students.architectures import Shrink
+from app.recipe.students.architectures import InpFormer, Shrink
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, sized, teacher_depth
 from app.recipe.tasks.base import MainMetric
@@ -31,6 +31,8 @@ def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures
     there; none if they were random. `teachers` has configs by name."""
     if job.start is not None:
         return {"started_from": job.start.reference}
+    if isinstance(job.student, InpFormer):
+        return {"encoder": job.student.reference, "layers": job.student.layers}
     name = shrunk_teacher(job)
     if name is None or not isinstance(job.student, Shrink):
         return None
@@ -64,17 +66,16 @@ def train_figures(
     device: torch.device,
     student_flops: int,
     teacher_flops: Sequence[int],
-    passes: int,
 ) -> Figures:
-    """Steps, time and operations of training, with `passes` forward passes of the student for each sample, and the
-    `teacher_flops` of each other network; seconds are over all attempts."""
+    """Steps, time and operations of training, with those of the student, and the `teacher_flops` of each other network,
+    for each sample; seconds are over all attempts."""
     samples = plan.samples_until(plan.total_steps)
     return {
         "steps": plan.total_steps,
         "epochs": plan.epoch_at(plan.total_steps),
         "seconds": seconds,
         "samples_per_second": samples / max(seconds, 1e-9),
-        "flops": (passes * student_flops + sum(teacher_flops)) * samples,
+        "flops": (student_flops + sum(teacher_flops)) * samples,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from worker.protocol import BundleFile
 from worker.students import sentence_folder
 from worker.students.hugging_face import GENERATION
 from worker.students.hugging_face_folder import PREPROCESSOR, write_tokenizer
+from worker.students.measure import network_cost
 from worker.students.model import Model
 from worker.students.weights import WEIGHTS, weight_files
 from worker.tasks.base import Call, Figures, NonFiniteOutputs, Predictions, ReportInputs, Task, TaskEvaluator
@@ -181,6 +183,7 @@ class BundleWriter:
         learners, passes = self._learners(), recipe.method.learner_passes(recipe)
         learned = {trained.job.trained_teacher, *learners}
         others = {**teachers, **learners}
+        learning = self._training_flops(student["flops"], recipe.method.passes(recipe))
         costs = [figures["flops"] * (passes if name in learned else 1) for name, figures in others.items()]
         return {
             "task": trained.job.task,
@@ -200,9 +203,7 @@ class BundleWriter:
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "diagnostics": self.diagnosed.figures,
-            "train": train_figures(
-                trained.plan, trained.state.seconds, self._device, student["flops"], costs, recipe.method.passes(recipe)
-            )
+            "train": train_figures(trained.plan, trained.state.seconds, self._device, learning, costs)
             | trained.arithmetic
             | {"teacher_cache": trained.teacher_cache, "teacher_fidelity": trained.teacher_fidelity},
             "seed": trained.job.seed,
@@ -210,6 +211,10 @@ class BundleWriter:
             **self._live.evaluation.figures,
             **self._task.report_figures(self._inputs()),
         }
+
+    def _training_flops(self, flops: int, passes: int) -> int:
+        """Operations of the student in training on one sample, of `passes` forward passes with so many each."""
+        return replace(network_cost(self.config), flops=flops).training_flops(passes)
 
     def _inputs(self) -> ReportInputs:
         trained = self._trained

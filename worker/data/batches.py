@@ -24,7 +24,8 @@ class Batch:
     (`Model.input_key`)."""
     targets: Tensor
     """(B,) int64 classes, (B, S) int64 classes of tokens, (B, C) floating probabilities of classes or values, or
-    (B, P) int32 numbers of the labels of each sample, `IGNORED` behind the last."""
+    (B, P) int32 numbers of the labels of each sample, `IGNORED` behind the last; to evaluate anomalies (B, H, W) uint8
+    masks."""
     index: Tensor
     """(B,) int64: index of each sample in its split."""
     epoch: int = 0

@@ -15,6 +15,7 @@ from app.recipe import diagnostics as spec
 from app.recipe.diagnostics import DiagnosticSpec, parts_of
 from worker.data.batches import Batch
 from worker.data.randomness import generator
+from worker.diagnostics.anomaly_maps import AnomalyMapsAnalysis
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
 from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
@@ -26,6 +27,7 @@ ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Calibration: CalibrationAnalysis,
     spec.Robustness: RobustnessAnalysis,
     spec.DecisionBoundary: DecisionBoundaryAnalysis,
+    spec.AnomalyMaps: AnomalyMapsAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"

@@ -21,6 +21,7 @@ from worker.losses.divergences import AklTerm, DivergenceTerm, KdMseTerm
 from worker.losses.embeddings import ContrastiveTerm, EmbeddingDistanceTerm, PairScoreTerm, SimilarityMatrixTerm
 from worker.losses.ensloss import EnsLossTerm
 from worker.losses.features import FEATURE_TERMS
+from worker.losses.features.inp_former import FeatureReconstructionTerm, PrototypeCoherenceTerm
 from worker.losses.ferkd import FerkdTerm
 from worker.losses.ldr import AldrTerm, LdrTerm
 from worker.losses.multi_label import BinaryCrossEntropyTerm, BinaryKdTerm
@@ -85,6 +86,8 @@ BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.Unpg: UnpgTerm,
     spec.Cfcd: CfcdTerm,
     spec.NtXent: NtXentTerm,
+    spec.FeatureReconstruction: FeatureReconstructionTerm,
+    spec.PrototypeCoherence: PrototypeCoherenceTerm,
     **FEATURE_TERMS,
 }
 """Terms that need more than outputs: activations, weights, other processes or random draws, or train modules."""

@@ -13,6 +13,7 @@ from app.recipe.students.architectures import (
     CifarResNet,
     CifarVgg,
     DualEncoder,
+    InpFormerNetwork,
     Mlp,
     MobileNetV2,
     Network,
@@ -29,6 +30,7 @@ from worker.students import (
     cifar_vgg,
     dual_encoder,
     hugging_face,
+    inp_former,
     mlp,
     mobilenet_v2,
     shufflenet_v2,
@@ -52,6 +54,8 @@ BUILDERS: dict[type, Builder] = {
 
 def blaming(network: Network) -> AbstractContextManager[None]:
     """Turn a library's error while it builds or runs this network into a UserError (`invalid_architecture`)."""
+    if isinstance(network, InpFormerNetwork):
+        return blaming(network.encoder)
     if isinstance(network, Timm):
         return timm_network.blaming_the_arguments(network)
     if isinstance(network, DualEncoder):
@@ -65,6 +69,10 @@ def build(
     """A freshly initialised network: from preprocessed samples (N, ...), float32 or int64 tokens, to floating logits,
     predictions, or embeddings as `embedding` describes (N, outputs); with `per_token` to logits of each of S tokens
     (N, S, outputs)."""
+    if isinstance(network, InpFormerNetwork):
+        encoder = build(network.encoder, sample, network.encoder_outputs)
+        with blaming(network):  # it is run once, to see the shapes of its features
+            return inp_former.build(network, encoder, as_image(sample))
     if isinstance(network, Timm):
         return timm_network.build(network, as_image(sample), outputs)
     if isinstance(network, DualEncoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.recipe.cost import Cost
+from app.recipe.cost import Cost, beside
+from app.recipe.students.architectures import InpFormerNetwork
 from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
@@ -48,7 +50,21 @@ def example(sample: Input, batch: int = 1) -> Tensor:
 
 
 def _run_once(config: ModelConfig) -> Cost:
-    network = students.build_described(config).eval()
+    network: Any = students.build_described(config).eval()
+    if not isinstance(config.architecture, InpFormerNetwork):
+        return _run(network, config)
+    frozen, whole = _run(network.encoder, config), _run(network, config)
+    own = replace(
+        whole,
+        parameters=whole.parameters - frozen.parameters,
+        flops=whole.flops - frozen.flops,
+        activations=whole.activations - frozen.activations,
+    )
+    return beside(frozen, own)
+
+
+def _run(network: nn.Module, config: ModelConfig) -> Cost:
+    """Costs of `network`, which takes the samples that `config` describes."""
     samples = example(config.input)
     sizes = [samples.numel()]
     for leaf in network.modules():
@@ -57,7 +73,8 @@ def _run_once(config: ModelConfig) -> Cost:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(samples)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    hidden = sum(weight.numel() for weight in hidden_matrices(network.parameters(), [network]))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    hidden = sum(weight.numel() for weight in hidden_matrices(trained, [network]))
     return Cost(parameters, counter.get_total_flops(), sum(sizes), max(sizes), hidden)
 
 

@@ -44,15 +44,24 @@ class Recorder:
         return found
 
     def _hook(self, module: nn.Module, tap: Tap) -> None:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-            value = output if tap.at == "output" else next(iter((*args, *kwargs.values())), None)
-            if (tensor := _first_tensor(value)) is not None:
-                self._seen[tap] = tensor
-
+        record = _Hook(self._seen, tap)
         if tap.at == "output":
             module.register_forward_hook(record, with_kwargs=True)
         else:
             module.register_forward_pre_hook(record, with_kwargs=True)
+
+
+class _Hook:
+    """Puts what a module takes or returns into `seen`; an object, so that copies of a network with a recorder have one
+    of their own."""
+
+    def __init__(self, seen: dict[Tap, Tensor], tap: Tap) -> None:
+        self._seen, self._tap = seen, tap
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+        value = output if self._tap.at == "output" else next(iter((*args, *kwargs.values())), None)
+        if (tensor := _first_tensor(value)) is not None:
+            self._seen[self._tap] = tensor
 
 
 def _disable_inplace(network: nn.Module) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor
 from app.recipe.data.class_rules import model_classes
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import DualEncoder, Pretrained, Timm, Transformers
+from app.recipe.students.architectures import DualEncoder, InpFormer, Pretrained, Timm, Transformers
 from app.recipe.students.model import ModelConfig
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
 from worker.students.dual_encoder import ENCODER, DualEncoderNetwork, encoder_config
+from worker.students.inp_former import InpFormerModule
 from worker.students.model import Model, last_layer
 from worker.students.shrink import take_over
 from worker.students.weights import InvalidModel, load_model, read_config, reading_weights, stored_weights
@@ -53,6 +54,8 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
     are matched by their names; if that fails, its last layer stays fresh, with a warning. Raises UserError
     (`invalid_student`) naming the first tensor that is missing or does not fit.
     """
+    if isinstance(job.student, InpFormer):
+        return _with_encoder(student, job.student, folders[job.student.reference])
     if job.start is None:
         return student
     folder = folders[job.start.reference]
@@ -80,6 +83,18 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
         _fill(student, [weight[list(places)] for weight in _last_weights(student)])
     elif student.config.has_head and not stored.task_spec.answers_alike(student.config.task_spec):  # another task's
         _fill(student, fresh)
+    return student
+
+
+def _with_encoder(student: Model, origin: InpFormer, folder: Path) -> Model:
+    """`student` with the weights in `folder` in its encoder. Raises UserError (`invalid_student`)."""
+    param, network = f"student.{origin.source}", student.network
+    assert isinstance(network, InpFormerModule)  # as its description says
+    with reading_weights(folder, f"the model of {param}", "invalid_student", param):
+        try:
+            network.encoder.load_state_dict(load_model(folder).network.state_dict())
+        except (InvalidModel, UserError) as error:
+            raise unusable_model(f"can't take this model as encoder: {error}", param) from error
     return student
 
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.recipe.students.architectures import DualEncoder, Timm, Transformers
+from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Timm, Transformers
 from app.recipe.students.hugging_face import (
     INDEX,
     MAX_DESCRIPTION_BYTES,
@@ -130,8 +130,10 @@ def _of_the_zoo(config: ModelConfig, files: list[Path]) -> nn.Module:
 
 
 def _unfilled(config: ModelConfig) -> nn.Module:
-    """The network without memory; one of a library with memory, because it computes tensors that are in no file."""
-    if isinstance(config.architecture, Timm | DualEncoder):
+    """The network without memory; that of a library with memory, because it computes tensors that are in no file."""
+    network = config.architecture
+    inner = network.encoder if isinstance(network, InpFormerNetwork) else network
+    if isinstance(inner, Timm | Transformers | DualEncoder):
         with torch.random.fork_rng(devices=[]):
             return students.build(config.architecture, config.input, config.outputs)
     with torch.device("meta"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from worker.tasks import (
+    anomaly_detection,
     causal_lm,
     classification,
     embedding,
@@ -25,6 +26,7 @@ _ALL: tuple[Task, ...] = (
     embedding.VECTORS,
     image_embedding.IMAGE_VECTORS,
     self_supervised.FEATURES,
+    anomaly_detection.ANOMALIES,
     causal_lm.TOKENS,
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Timm, Transformers
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
@@ -74,6 +76,17 @@ class VectorCard(TaskCard):
 
     def output(self, config: ModelConfig) -> str:
         return f"`embeddings` (N, {config.targets})"
+
+
+class AnomalyCard(TaskCard):
+    """A model with a score of each image and of its parts."""
+
+    def output(self, config: ModelConfig) -> str:
+        side = math.isqrt(config.outputs - 1)
+        return f"`outputs` (N, {config.outputs}), the score of each image, and then its map of {side} x {side} scores"
+
+    def printed(self, outputs: str, last_axis: str, label: str) -> str:
+        return f"print({outputs}[:, 0])"
 
 
 class EncoderCard(TaskCard):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import dimensions_of, embedding_of
+from app.recipe.students.vectors import dimensions_of, embedding_of
 from worker.data.batches import Batch
 from worker.data.task_data import Targets
 from worker.metrics import embeddings as similarity

@@ -16,7 +16,7 @@ from app.recipe.plan import split_counts
 from app.recipe.students.model import ModelConfig
 from worker.data.augment import Augmenter
 from worker.data.batches import Batch, whole_split
-from worker.data.formats.column_readers import UNLABELLED, OptionalClassColumns
+from worker.data.formats.column_readers import OptionalClassColumns, is_unlabelled
 from worker.data.formats.columns import Samples
 from worker.data.holdout import hold_out, hold_out_any
 from worker.data.identities import identities
@@ -84,7 +84,7 @@ class SelfSupervised(ImageVectors):
         self.columns, self.card = OptionalClassColumns(self.name), VectorCard("image-feature-extraction")
 
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
-        labelled = {param: one for param, one in samples.items() if not _unlabelled(one)}
+        labelled = {param: one for param, one in samples.items() if not is_unlabelled(one)}
         found = identities(labelled)
         without = {param: torch.full((len(samples[param].labels),), IGNORED) for param in samples.keys() - labelled}
         return found._replace(by_file={**found.by_file, **without})
@@ -199,10 +199,6 @@ def _outputs(task: SampleTask, model: Model, batch: Batch) -> Tensor:
 
 def _joined(evaluation: Evaluation, further: Metrics) -> Evaluation:
     return evaluation._replace(metrics=evaluation.metrics | further)
-
-
-def _unlabelled(samples: Samples) -> bool:
-    return not isinstance(samples.labels, list) and bool((samples.labels == UNLABELLED).all())
 
 
 FEATURES = SelfSupervised()

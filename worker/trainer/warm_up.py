@@ -44,13 +44,14 @@ def warm_up() -> None:
     """
     make_deterministic()
     recipe = Recipe(losses=[CrossEntropy()], optimizer=AdamW(), epochs=1, batch_size=2)
+    student = CifarResNet(depth=8, width=1)
     model = ModelConfig(
-        architecture=CifarResNet(depth=8, width=1),
+        architecture=student,
         input=ImageInput(channels=1, height=8, width=8),
         preprocessing=Preprocessing(mean=[0.0], std=[1.0]),
         classes=2,
     )
-    job = JobSpec(data=ImageData(train="x"), student=model.architecture, recipe=recipe)
+    job = JobSpec(data=ImageData(train="x"), student=student, recipe=recipe)
     samples = whole_split({"images": torch.zeros(2, 1, 8, 8)}, torch.tensor([0, 1]))
     state = initial_state(recipe, fresh_student(model, 0))
     [stage] = build_stages(task_for(job.task), job, plan_training(recipe, 2), Batches(samples, 2, 0), state, {}, 0)

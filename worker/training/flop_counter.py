@@ -48,17 +48,20 @@ class FlopCounter:
         peak: Peak,
         state: TrainState,
         further: Callable[[TrainState, int], Mapping[str, int]] = lambda state, samples: {},
+        frozen_flops: int = 0,
         per_step: int = 0,
     ) -> None:
-        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`);
-        `per_step` are those of the student in a step beside its samples' (see `label_flops`)."""
+        """`further` returns the operations of a training method beyond these, by network (see `Method.flops`). Of the
+        student's, `frozen_flops` have no backward pass; `per_step` are those of the student in a step beside its
+        samples' (see `label_flops`)."""
         self._plan, self._teachers, self._peak, self._further = plan, teachers, peak, further
         self._before_main = len(job.recipe.stages)
         trains_student = [stage.trains == "student" for stage in job.recipe.all_stages]
         self.counts_steps = per_step > 0
         """Whether the student's operations are not those of its samples alone."""
         self._per_step = [per_step * trains for trains in trains_student]
-        self._per_sample = [student_flops * (1 + BACKWARD * trains) for trains in trains_student]
+        learning = student_flops - frozen_flops
+        self._per_sample = [student_flops + BACKWARD * learning * trains for trains in trains_student]
         self._teachers_before, self._seconds = state.teacher_flops, 0.0
         self._last = self._done(state)
 
@@ -130,8 +133,9 @@ def open_flop_counter(
     }
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
+    frozen = network_cost(task.model).frozen_flops * job.recipe.views
     per_step = label_flops(state.student) * job.recipe.accumulate * processes
-    return FlopCounter(job, plan, flops, costs, peak, state, further, per_step)
+    return FlopCounter(job, plan, flops, costs, peak, state, further, frozen, per_step)
 
 
 def student_flops(task: TaskData, views: int = 1) -> int:

@@ -69,7 +69,7 @@ class Stage:
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
         """The parameters that the optimizer updates."""
-        students = list(student.parameters()) if self.trains_student else []
+        students = [each for each in student.parameters() if each.requires_grad] if self.trains_student else []
         return students + list(self.objective.trained.parameters())
 
     def step_inputs(self, step: int) -> StepInputs:

@@ -18,7 +18,7 @@ MixParameter = Annotated[float, Field(gt=0.0, le=100.0)]
 class Augmentation(TaskOption):
     """Base of the augmentations."""
 
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers", "vectors"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "numbers", "vectors", "anomalies"})
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
     """Kinds of input that it supports."""
     mixes: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class RandAugment(Augmentation):
     paper: ClassVar[Paper | None] = Paper(
         "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", "1909.13719"
     )
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "vectors"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "vectors", "anomalies"})
     kind: Literal["rand-augment"] = "rand-augment"
     operations: int = Field(2, ge=1, le=14)
     """Operations per image, drawn with replacement."""
@@ -76,7 +76,7 @@ class ResizedCrop(Augmentation):
     """Crops a rectangle of random area, aspect and position, and resizes it to the image's size (bilinear)."""
 
     paper: ClassVar[Paper | None] = Paper("Going Deeper with Convolutions", "1409.4842")
-    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "vectors"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "labels", "vectors", "anomalies"})
     kind: Literal["resized-crop"] = "resized-crop"
     least_area: float = Field(0.08, gt=0.0, le=1.0)
     """Smallest share of the image's area that is kept; the largest is all of it. 0.08 is SimCLR's, and 0.2 is milder

@@ -65,6 +65,8 @@ def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -
     wrong = list(_input_problems(data, task, inputs, param))
     if labels is not None:
         wrong += _label_problems(data, task, inputs, labels, param)
+    if data.mask_key is not None and data.is_evaluated(param):
+        wrong += _mask_problems(data, data.mask_key, archive, param)
     if wrong:
         return wrong
     given = _input(data, inputs)
@@ -98,6 +100,18 @@ def _label_problems(
         yield Problem(param, f"array {data.label_key!r} has {found}", task.label_shape)
     elif inputs.shape and labels.shape[0] != inputs.shape[0]:
         yield Problem(param, f"{inputs.shape[0]} samples but {labels.shape[0]} labels", "one label per sample")
+
+
+def _mask_problems(data: ImageData, key: str, archive: Archive, param: str) -> Iterator[Problem]:
+    """Problems of the masks of the images to evaluate on."""
+    masks, given = archive.get(key), _input(data, archive[data.input_key])
+    if masks is None:
+        yield Problem("data.mask_key", f"{param} has no array {key!r}", f"one of {', '.join(sorted(archive))}")
+    elif isinstance(given, ImageInput):
+        shape = (archive[data.input_key].shape[0], given.height, given.width)
+        if masks.shape != shape or masks.dtype[0] not in "biu":
+            found = f"array {key!r} has shape {masks.shape} and dtype {masks.dtype}"
+            yield Problem("data.mask_key", found, f"{shape}, integers or booleans")
 
 
 def _input(data: ImageData, inputs: ArrayFacts) -> ImageInput | TableInput | tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from app.recipe.data.augmentation import ColorJitter, Crop, Flip, Grayscale, RandAugment, SelfMix
@@ -36,6 +36,7 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
         found = f"is given, but {task.name} does not answer with numbers to learn"
         yield Problem("data.targets_transform", found, "none")
     yield from _unseen_problems(data, task)
+    yield from _option_problems(data, task, ("unseen_classes", "normal_classes", "mask_key", "mask_column"))
     if task.compares_views and not data.augment:
         found = f"is empty, and {task.name} compares two augmented views of each image"
         yield Problem("data.augment", found, "augmentations such as resized-crop, flip, color-jitter and grayscale")
@@ -62,11 +63,16 @@ def _augmentation_problems(data: Data, task: TaskSpec, train: SampleFacts | None
 
 
 def _unseen_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
-    path = "data.unseen_classes"
-    if data.unseen_classes is not None and path not in task.options:
-        yield Problem(path, f"is for {tasks_with(path)}, the task is {task.name}", "null")
-    elif data.unseen_classes is not None and not data.holds_out:
-        yield Problem(path, "is given, and data.eval has the samples to evaluate on", "null, or no data.eval")
+    if data.unseen_classes is not None and not data.holds_out:
+        found = "is given, and data.eval has the samples to evaluate on"
+        yield Problem("data.unseen_classes", found, "null, or no data.eval")
+
+
+def _option_problems(data: Data, task: TaskSpec, names: Sequence[str]) -> Iterator[Problem]:
+    """Problems of those of the fields `names` that are given, and for other tasks."""
+    for name in names:
+        if getattr(data, name, None) is not None and (path := f"data.{name}") not in task.options:
+            yield Problem(path, f"is for {tasks_with(path)}, the task is {task.name}", "null")
 
 
 def _format_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from app.recipe.base import Fraction, Reference, Spec
 from app.recipe.data.augmentation import Augment
-from app.recipe.data.classes import ClassOrder
+from app.recipe.data.classes import ClassName, ClassOrder
 from app.recipe.data.mining import Mining
 from app.recipe.data.targets import SoftLandmarks
 from app.recipe.data.tokenizers import Tokenizer
@@ -82,6 +82,10 @@ class Data(Spec):
     """For image-embedding without `eval`: number of the classes of `train`, drawn from the seed, that are not trained
     on, and whose samples are all held out for evaluation; none: `eval_fraction` of the classes."""
 
+    normal_classes: Annotated[list[ClassName], Field(min_length=1, max_length=1000)] | None = None
+    """For anomaly-detection: the classes of normal images, by name, or by number as text; images of all others are
+    anomalous. None: `0`, `normal` and `good`."""
+
     augment: Annotated[list[Augment], Field(max_length=16), AfterValidator(_mixes_last)] = []
     """Augmentations of training samples, applied one after the other. Of several that mix samples, one is drawn for
     each sample."""
@@ -117,6 +121,10 @@ class Data(Spec):
     def at(self, param: str) -> Self:
         """The settings for the file that the field `param` names."""
         return self
+
+    def is_evaluated(self, param: str) -> bool:
+        """Whether samples of the file that the field `param` names are evaluated on."""
+        return param == "data.eval" or self.holds_out
 
     @model_validator(mode="after")
     def _cycles_something(self) -> Self:
@@ -164,7 +172,8 @@ class Table(Texts):
     for token-classification one column of lists of tags, one for every word. For keypoints in the order x, y of each
     point, as fractions of the image's width and height. For embeddings the score of a pair, or the list of the scores
     of all candidates in their order, positives first, if there are scores; for causal-lm none: a text is its own
-    target; for self-supervised one of classes, for evaluation alone, or none. Required for all other tasks."""
+    target; for self-supervised one of classes, for evaluation alone, or none; for anomaly-detection one of classes, or
+    none if all images are normal. Required for all other tasks."""
 
     candidate_columns: Candidates = []
     """For embeddings: columns of lists of texts, the candidates for the query in `input_columns`: one column whose
@@ -237,13 +246,26 @@ class ImageData(Data):
     label_key: Key = "y"
     """Name of the array of labels: (N,) integers from 0 to classes - 1; for multi-label-classification (N, C) of 0 and
     1, also as booleans; for regression numbers (N,) or (N, T); for keypoints (N, K, 2), x before y, as fractions of the
-    image's width and height. For self-supervised a file may be without it."""
+    image's width and height. For self-supervised, and of normal images for anomaly-detection, a file may be without
+    it."""
+
+    mask_key: Key | None = None
+    """For anomaly-detection: name of the array of masks (N, H, W) in the file to evaluate on, integers or booleans that
+    are not 0 at anomalous pixels; none: pixels are not evaluated."""
 
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """Order of the axes of a four-dimensional array of images."""
 
 
-class ParquetData(Table, Pictures):
+class PictureTable(Table, Pictures):
+    """Formats with named columns that may have encoded images."""
+
+    mask_column: Key | None = None
+    """For anomaly-detection: column of masks in the file to evaluate on, encoded images of the images' sizes that are
+    brighter than half at anomalous pixels; none: pixels are not evaluated."""
+
+
+class ParquetData(PictureTable):
     """A Parquet file. Images are columns of encoded bytes, or of structs with a field `bytes`."""
 
     file_formats: ClassVar[tuple[str, ...]] = ("parquet",)
@@ -292,7 +314,7 @@ class ImageFolderData(Pictures):
     """File format."""
 
 
-class HfData(Table, Pictures):
+class HfData(PictureTable):
     """A data set of Hugging Face `datasets`, written by `save_to_disk` and packed as tar, tar.gz or zip."""
 
     file_formats: ClassVar[tuple[str, ...]] = ("tar", "gzip", "zip")

@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import Annotated
 
 from app.recipe.base import OneOf
+from app.recipe.diagnostics.anomaly_maps import AnomalyMaps
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
 from app.recipe.diagnostics.decision_boundary import DecisionBoundary
 from app.recipe.diagnostics.robustness import Robustness
 
-__all__ = ["DIAGNOSTICS", "Calibration", "DecisionBoundary", "Diagnostic", "DiagnosticSpec", "Robustness", "parts_of"]
+__all__ = [
+    "DIAGNOSTICS",
+    "AnomalyMaps",
+    "Calibration",
+    "DecisionBoundary",
+    "Diagnostic",
+    "DiagnosticSpec",
+    "Robustness",
+    "parts_of",
+]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, AnomalyMaps)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 

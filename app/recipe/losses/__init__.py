@@ -68,7 +68,7 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
-from app.recipe.losses.reconstruction import InpFormer
+from app.recipe.losses.reconstruction import FeatureReconstruction, InpFormer, PrototypeCoherence
 from app.recipe.losses.retrieval import (
     Dexml,
     LgAnna,
@@ -104,6 +104,7 @@ __all__ = [
     "EmbeddingDistance",
     "EnsLoss",
     "FeatureAutoencoder",
+    "FeatureReconstruction",
     "Ferkd",
     "Hint",
     "InheritanceExploration",
@@ -132,6 +133,7 @@ __all__ = [
     "Overhaul",
     "PairScore",
     "Pkd",
+    "PrototypeCoherence",
     "ReverseKl",
     "Rkd",
     "SimilarityMatrix",
@@ -191,6 +193,8 @@ Loss = Annotated[
     | FeatureAutoencoder
     | InheritanceExploration
     | InpFormer
+    | FeatureReconstruction
+    | PrototypeCoherence
     | Mse
     | SmoothL1
     | Wing

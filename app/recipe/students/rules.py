@@ -15,6 +15,8 @@ from app.recipe.students.architectures import (
     ZOO,
     CifarResNet,
     DualEncoder,
+    InpFormer,
+    InpFormerNetwork,
     Mlp,
     MobileNetV2,
     Network,
@@ -29,6 +31,7 @@ from app.recipe.students.heads import HEADS, LinearHead, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.reconstruction import encoder_problems
 from app.recipe.students.shrink import Unshrinkable, network_of, student_input
 from app.recipe.tasks import tasks_for, tasks_with
 from app.recipe.tasks.base import TaskSpec
@@ -158,15 +161,17 @@ def _tokens_of(job: JobSpec, stored: Mapping[str, ModelConfig]) -> Input | None:
 
 def start_problems(job: JobSpec, stored: Mapping[str, ModelConfig], given: Input | None) -> Iterator[Problem]:
     """Problems of inputs that do not fit a student that starts from a stored model."""
-    if job.start is None:
+    if job.student_origin is None:
         return
     param = job.start_param
     if isinstance(job.data, Texts) and job.data.tokenizer is not None:
         found = f"is {job.data.tokenizer.kind}, and a student that starts as a stored model reads by its own tokenizer"
         yield Problem("data.tokenizer", found, "null")
-    start = stored.get(job.start.reference)
+    start = stored.get(job.student_origin.reference)
     if start is None:
         return
+    if isinstance(job.student, InpFormer):
+        yield from encoder_problems(job.student, start)
     yield from length_problems(job, start, param)
     if given is not None and not start.input.accepts(given):
         yield Problem(param, f"takes {start.input.size}", f"{given.size}, as in data.train; of images any size")
@@ -192,6 +197,9 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
         if not task.fits(DualEncoder):
             found = f"is {network.architecture}, which is not for {task.name}"
             yield Problem("student.architecture", found, f"task: {', '.join(tasks_for(DualEncoder))}")
+    elif task.reconstructs != isinstance(network, InpFormerNetwork):
+        accepted = "inp-former" if task.reconstructs else "another one"
+        yield Problem("student.architecture", f"{network.architecture} is not for {task.name}", accepted)
     elif isinstance(network, Transformers):
         if network.model_type not in task.model_types:
             found = f"{network.model_type} is not for {task.name}"
@@ -215,6 +223,8 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
     if isinstance(network, DualEncoder):
         if isinstance(network.encoder, Transformers):
             yield from _transformers_problems(network.encoder, given, f"{path}.encoder")
+    elif isinstance(network, InpFormerNetwork):
+        yield from architecture_problems(network.encoder, given, f"{path}.encoder")
     elif isinstance(network, Transformers):
         yield from _transformers_problems(network, given, path)
     elif given is not None and given.kind == "texts":
@@ -227,7 +237,7 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
         yield from _norm_problems(network, path)
 
 
-def _untrainable_problems(student: Student, path: str) -> Iterator[Problem]:
+def _untrainable_problems(student: Student | Network, path: str) -> Iterator[Problem]:
     """Problems of networks that can't be trained from random weights."""
     if not isinstance(getattr(student, "norm", None), NoNorm):
         return

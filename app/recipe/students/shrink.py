@@ -12,6 +12,7 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import (
     CifarResNet,
     DualEncoder,
+    InpFormer,
     Network,
     Pretrained,
     Shrink,
@@ -22,14 +23,11 @@ from app.recipe.students.architectures import (
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.pooling import Embedding
+from app.recipe.students.reconstruction import with_encoder
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students.started import Unshrinkable as Unshrinkable  # imported from here by the rules
 from app.recipe.students.started import described, started
 from app.recipe.students.sub_spaces import SubNetwork
-
-DIMENSIONS = 128
-"""Numbers of an image's vector, unless the job or the model that the student starts from has others."""
 
 
 class Encoder(NamedTuple):
@@ -135,6 +133,9 @@ def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | N
         return None if start is None else started(job, start)
     if isinstance(job.student, DualEncoder):
         return described(job.student)
+    if isinstance(job.student, InpFormer):
+        encoder = teachers.get(job.student.reference)
+        return None if encoder is None else with_encoder(job.student, encoder)
     if not isinstance(job.student, Shrink):
         assert not isinstance(job.student, Pretrained)  # which starts from a model
         return job.student
@@ -179,8 +180,8 @@ def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
 def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
     """The model whose weights the student starts from, so that both have the same scaling of samples and outputs; or
     none."""
-    if job.start is not None:
-        return teachers.get(job.start.reference)
+    if job.student_origin is not None:
+        return teachers.get(job.student_origin.reference)
     starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
     return described_start(job, teachers) if starts else None
 
@@ -198,21 +199,6 @@ def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Inpu
         height, width = job.student_image_size
         return ImageInput(channels=given.channels, height=height, width=width)
     return start.input if start else given
-
-
-def embedding_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Embedding | None:
-    """The student's vector of a sample; none for other tasks. Raises `Unshrinkable`."""
-    if "embedding" not in job.task_spec.options:
-        return None
-    start = start_of(job, teachers) or (described_start(job, teachers) if isinstance(job.student, Shrink) else None)
-    return job.embedding or (start.embedding if start else None) or Embedding()
-
-
-def dimensions_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> int:
-    """Numbers of the student's vector of an image. Raises `Unshrinkable`."""
-    wanted = job.embedding.dimensions if job.embedding else None
-    start = start_of(job, teachers)
-    return wanted or (start.targets if start and start.task_spec.answers_alike(job.task_spec) else None) or DIMENSIONS
 
 
 def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from app.recipe.base import TaskOption
+from app.recipe.tasks.anomaly_detection import AnomalyDetectionSpec
 from app.recipe.tasks.base import TaskSpec
 from app.recipe.tasks.causal_lm import CausalLmSpec
 from app.recipe.tasks.classification import ImageClassificationSpec, TextClassificationSpec
@@ -26,6 +27,7 @@ TaskName = Literal[
     "embedding",
     "image-embedding",
     "self-supervised",
+    "anomaly-detection",
     "causal-lm",
 ]
 _SPECS: tuple[TaskSpec, ...] = (
@@ -38,6 +40,7 @@ _SPECS: tuple[TaskSpec, ...] = (
     EmbeddingSpec(),
     ImageEmbeddingSpec(),
     SelfSupervisedSpec(),
+    AnomalyDetectionSpec(),
     CausalLmSpec(),
 )
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in _SPECS}

@@ -78,6 +78,10 @@ class TaskSpec:
     and the model has neither field."""
     needs_labels: ClassVar[bool] = True
     """Whether every file has labels, of a format that can be without."""
+    takes_teachers: ClassVar[bool] = True
+    """Whether a job may have teachers; else the student holds the model that it learns from."""
+    reconstructs: ClassVar[bool] = False
+    """Whether its students, and no others, reconstruct the features of an encoder within them."""
     compares_views: ClassVar[bool] = False
     """Whether evaluation compares two augmented views of a sample, so that data is augmented."""
     per_token: ClassVar[bool] = False

@@ -35,7 +35,10 @@ def teaching_problems(job: JobSpec) -> Iterator[Problem]:
     clustered = job.recipe.pseudo_labels is not None and job.recipe.pseudo_labels.source == "teacher"
     mines = isinstance(job.data, Table) and job.data.mining is not None
     used = learning or clustered or mines or job.recipe.method.learns_from_teacher
-    if names and not used:
+    if names and not job.task_spec.takes_teachers:
+        found = f"is given, and {job.task} learns from the encoder within its student"
+        yield Problem("teachers" if job.teachers else "teacher", found, "null, and that model in student.model")
+    elif names and not used:
         yield Problem(
             "teachers" if job.teachers else "teacher",
             "is given, but no loss learns from it",

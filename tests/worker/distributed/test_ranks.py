@@ -68,6 +68,19 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": True,
         "recipe": {**SPLIT, "losses": [{"kind": "cross-entropy"}, MINED], "optimizer": {"kind": "sgd", "lr": 0.05}},
     },
+    "feature-reconstruction": {
+        "task": "anomaly-detection",
+        "data": {"train": "data", "normal_classes": ["0", "1", "2"]},
+        "student": {
+            **{"architecture": "inp-former", "model": "teacher", "layers": [["blocks.0"], ["blocks.1"]]},
+            **{"heads": 2, "map_size": 4},
+        },
+        "recipe": {
+            **SPLIT,
+            "losses": [{"kind": "feature-reconstruction"}, {"kind": "prototype-coherence"}],
+            **{"ema_decay": 0.8, "optimizer": {"kind": "sgd", "lr": 0.05}},
+        },
+    },
     "aldr": {
         "recipe": {**SPLIT, "losses": [{"kind": "aldr"}], "accumulate": 2, "optimizer": {"kind": "sgd", "lr": 0.05}},
     },
@@ -245,7 +258,7 @@ class Scene:
     def act(self, name: str, steps: int = 10**9, **changes: Any) -> Act:
         folder = self.root / name
         assignment = stage(folder, **changes)
-        if assignment.spec.student.architecture == "pretrained":
+        if assignment.spec.student.architecture in ("pretrained", "inp-former"):
             write_teacher(folder / "teacher", Vit(patch_size=3, width=8, depth=2, heads=2))
         if changes.get("task") == "embedding":
             kinds.write_data(folder)

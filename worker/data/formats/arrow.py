@@ -14,11 +14,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.recipe.data.sources import HfData, ParquetData
-from worker.data.formats.arrow_columns import read_column, read_values
+from worker.data.formats.arrow_columns import read_column, read_masks, read_values
 from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import (
     CLASS_NAME,
@@ -50,7 +51,7 @@ BUFFER = 2**20
 
 def read_parquet(path: Path, data: ParquetData, reader: ColumnReader, param: str) -> Samples:
     """Read a Parquet file. Raises UserError (`invalid_data`) naming column, row and value."""
-    names = _named(data)
+    names = _named(data, param)
     with _sound(param, "a valid Parquet file"):
         file = _opened(path)
         _require(names, file.schema_arrow.names, param)
@@ -70,7 +71,7 @@ def read_hf(path: Path, data: HfData, reader: ColumnReader, param: str) -> Sampl
     split = data.split if param == "data.train" else data.eval_split
     with _sound(param, "a valid data set"):
         tables = [pa.ipc.open_stream(pa.py_buffer(shard)).read_all() for shard in _shards(path, split, param)]
-        names = _named(data)
+        names = _named(data, param)
         for table in tables:
             _require(names, table.column_names, param)
         table = pa.concat_tables([table.select(names) for table in tables])
@@ -115,8 +116,13 @@ def _opened(path: Path, **more: int) -> pq.ParquetFile:
     return pq.ParquetFile(path, thrift_string_size_limit=MAX_THRIFT, thrift_container_size_limit=MAX_THRIFT, **more)
 
 
-def _named(data: ParquetData | HfData) -> list[str]:
-    return list(dict.fromkeys([*data.source_columns, *data.label_columns]))
+def _named(data: ParquetData | HfData, param: str) -> list[str]:
+    mask = _mask_column(data, param)
+    return list(dict.fromkeys([*data.source_columns, *data.label_columns, *([] if mask is None else [mask])]))
+
+
+def _mask_column(data: ParquetData | HfData, param: str) -> str | None:
+    return data.mask_column if data.is_evaluated(param) else None
 
 
 @contextmanager
@@ -199,7 +205,11 @@ def _samples(table: pa.Table, data: ParquetData | HfData, reader: ColumnReader, 
         name: read_column(table[name], CellLocation(param, name), partial(reader.labels_from_arrow, data=data))
         for name in data.label_columns
     }
-    return reader.assemble(inputs, labels, param, names)
+    found = reader.assemble(inputs, labels, param, names)
+    if (mask := _mask_column(data, param)) is None:
+        return found
+    read = partial(read_masks, data=data)
+    return found._replace(masks=np.asarray(read_column(table[mask], CellLocation(param, mask), read)))
 
 
 def _class_names(schema: pa.Schema, column: str, param: str) -> list[str] | None:

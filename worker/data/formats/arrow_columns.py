@@ -15,6 +15,8 @@ from worker.data.formats.faults import invalid
 from worker.data.formats.pictures import LARGEST, EncodedImages, decode
 from worker.errors import UserError
 
+HALF = 128
+"""Least value of a bright pixel."""
 ArrowReader = Callable[[pa.ChunkedArray, CellLocation], Values]
 
 
@@ -59,6 +61,14 @@ def read_classes(column: pa.ChunkedArray, place: CellLocation) -> Values:
     for value in column.to_pylist():
         found.add(value)
     return found.whole()
+
+
+def read_masks(column: pa.ChunkedArray, place: CellLocation, data: ParquetData | HfData) -> Values:
+    """Masks (N, H, W) bool of encoded images, true where they are brighter than half; resized as the images are."""
+    if not _holds_bytes(column.type):
+        raise _unreadable(column.type, place, "bytes of images")
+    grey = decode(_encoded(column, place), data.model_copy(update={"channels": 1}), place.param)
+    return grey[:, 0] >= HALF
 
 
 def _plain(column: pa.ChunkedArray, place: CellLocation) -> pa.ChunkedArray:

@@ -110,6 +110,11 @@ UNLABELLED = -1
 """Label of all samples of a file without labels."""
 
 
+def is_unlabelled(samples: Samples) -> bool:
+    """Whether a file was without labels."""
+    return not isinstance(samples.labels, list) and bool((samples.labels == UNLABELLED).all())
+
+
 class OptionalClassColumns(ClassColumns):
     """One class per sample, or none for all samples of a file."""
 

@@ -98,6 +98,8 @@ class Samples(NamedTuple):
     """Rows that make one sample: 2 for pairs of texts that are encoded separately, more for lists of them."""
     notes: tuple[str, ...] = ()
     """Warnings about the file."""
+    masks: NDArray | None = None
+    """Masks (N, H, W) bool of images, true at anomalous pixels; none: they are not read, or there are none."""
 
 
 class CellLocation(NamedTuple):

@@ -23,9 +23,13 @@ def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> S
     numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
     as_floats = partial(_numbers, key=data.label_key, param=param)
     if reader.optional and data.label_key not in read_headers(path, param):
-        return Samples(_channels_first(numbers, data), reader.join_labels({}, len(numbers)))
-    labels = read_array(path, data.label_key, param)
-    return Samples(_channels_first(numbers, data), reader.labels_from_array(labels, as_floats))
+        labels = reader.join_labels({}, len(numbers))
+    else:
+        labels = reader.labels_from_array(read_array(path, data.label_key, param), as_floats)
+    masks = None
+    if data.mask_key is not None and data.is_evaluated(param):
+        masks = read_array(path, data.mask_key, param) != 0
+    return Samples(_channels_first(numbers, data), labels, masks=masks)
 
 
 def _numbers(array: NDArray, key: str, param: str) -> NDArray:

@@ -1,4 +1,5 @@
-"""Soft mining loss of INP-Former (2503.02424): cosine of whole features, with gradients scaled by position."""
+"""Losses of INP-Former (2503.02424): soft mining, the cosine of whole features with gradients scaled by position; and
+coherence of prototypes."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import InpFormer
+from app.recipe.losses import FeatureReconstruction, InpFormer, PrototypeCoherence
+from app.recipe.losses.reconstruction import DECODED, ENCODED, PROTOTYPES, TOKENS
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
-from worker.losses.features.activations import channel_axis
+from worker.losses.features.activations import channel_axis, of_student
 from worker.losses.features.adapters import Joiner, require_kind
 
 ROUNDING = 16
@@ -19,19 +21,54 @@ ROUNDING = 16
 
 
 class InpFormerTerm:
-    """Mean over the pairs of 1 - cos of each row's flattened features; rows are coupled by their gradients alone."""
+    """Mean over the pairs of the soft mining loss."""
 
     def __init__(self, spec: InpFormer, builder: LossBuilder) -> None:
-        self.spec, self._everywhere = spec, builder.everywhere
+        self._mined = SoftMining(spec.gamma, builder)
         joiner = Joiner(builder, spec.name, spec.teacher, spec.adapter)
         self.joints = [joiner.join(pair, f"pairs[{index}]") for index, pair in enumerate(spec.pairs)]
         for index, pair in enumerate(spec.pairs):
             require_kind(builder, builder.student(pair.student), (3, 4), f"pairs[{index}]")
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        return torch.stack([self._distance(*joint(inputs), inputs) for joint in self.joints]).mean(0)
+        return torch.stack([self._mined(*joint(inputs), inputs) for joint in self.joints]).mean(0)
 
-    def _distance(self, student: Tensor, teacher: Tensor, inputs: LossInputs) -> Tensor:
+
+class FeatureReconstructionTerm:
+    """Mean over the groups of layers of the soft mining loss."""
+
+    def __init__(self, spec: FeatureReconstruction, builder: LossBuilder) -> None:
+        self._mined = SoftMining(spec.gamma, builder)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        decoded, encoded = of_student(inputs, DECODED), of_student(inputs, ENCODED)
+        groups = zip(decoded.unbind(1), encoded.unbind(1), strict=True)
+        return torch.stack([self._mined(*sides, inputs) for sides in groups]).mean(0)
+
+
+class PrototypeCoherenceTerm:
+    """Mean over the tokens of 1 - cos of each with the nearest prototype."""
+
+    def __init__(self, spec: PrototypeCoherence, builder: LossBuilder) -> None:
+        pass
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return coherence(of_student(inputs, TOKENS), of_student(inputs, PROTOTYPES))
+
+
+def coherence(tokens: Tensor, prototypes: Tensor) -> Tensor:
+    """1 - cos (B,) of floating tokens (B, S, D) with the nearest of the prototypes (B, M, D), mean over the tokens."""
+    cosines = F.normalize(tokens, dim=-1) @ F.normalize(prototypes, dim=-1).mT
+    return (1.0 - cosines.max(-1).values).mean(-1)
+
+
+class SoftMining:
+    """1 - cos of each row's flattened features; rows are coupled by their gradients alone."""
+
+    def __init__(self, gamma: float, builder: LossBuilder) -> None:
+        self._gamma, self._everywhere = gamma, builder.everywhere
+
+    def __call__(self, student: Tensor, teacher: Tensor, inputs: LossInputs) -> Tensor:
         """1 - cos (B,) of two floating features (B, S, D) or (B, C, H, W) of one shape."""
         tokens = inputs.features.student_tokens if student.ndim == 3 else None
         if tokens is not None and tokens.shape == student.shape[:2]:
@@ -52,7 +89,7 @@ class InpFormerTerm:
         if valid is not None:
             counted = counted * valid.view(-1, *[1] * (distances.ndim - 1))
         total, positions = self._everywhere(torch.stack([(distances * counted).sum(), counted.sum()]))
-        return relative(distances, total / positions.clamp(min=1), self.spec.gamma).unsqueeze(axis)
+        return relative(distances, total / positions.clamp(min=1), self._gamma).unsqueeze(axis)
 
 
 class ScaledGradient(torch.autograd.Function):

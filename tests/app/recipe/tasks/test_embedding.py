@@ -11,7 +11,8 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import FirstLine
 from app.recipe.job import JobSpec
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import embedding_of, network_of
+from app.recipe.students.shrink import network_of
+from app.recipe.students.vectors import embedding_of
 
 Document = dict[str, Any]
 BERT: Document = {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2}

@@ -12,7 +12,7 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import LOSSES, NormFace
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import dimensions_of
+from app.recipe.students.vectors import dimensions_of
 from app.recipe.tasks import TASKS
 
 Document = dict[str, Any]

@@ -14,7 +14,7 @@ from app.recipe.losses import LOSSES
 from app.recipe.losses.features import FeatureTerm
 from app.recipe.methods import METHODS
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import dimensions_of
+from app.recipe.students.vectors import dimensions_of
 from app.recipe.tasks import TASKS
 
 Document = dict[str, Any]

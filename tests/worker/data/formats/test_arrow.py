@@ -17,7 +17,7 @@ from PIL import Image
 
 from app.recipe.data.sources import Data
 from app.recipe.tasks import TaskName
-from tests.worker.data.formats.builders import PARAM, array, columns_of, options, packed, picture, refusal
+from tests.worker.data.formats.builders import PARAM, array, columns_of, encoded, options, packed, picture, refusal
 from worker.data.formats import arrow, read_samples
 from worker.data.formats.column_readers import UNLABELLED
 from worker.data.formats.columns import Samples, TextSamples
@@ -357,6 +357,28 @@ def test_splits_are_chosen_by_name(tmp_path: Path) -> None:
 def test_a_set_that_is_not_whole_is_refused(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     path = packed(tmp_path / "a.zip", files)
     assert message in refusal(path, hf(["text"], ["label"]), "text-classification").message
+
+
+def test_masks_are_read_of_the_file_to_evaluate_on(tmp_path: Path) -> None:
+    masks = [encoded(Image.new("L", (5, 6), shade)) for shade in (0, 127, 128, 255)]
+    columns = {"image": [picture(10)] * 4, "mask": masks}
+    data = parquet(["image"], [], mask_column="mask", eval="g")
+    path = write(tmp_path, columns)
+    assert read_samples(path, data, columns_of("anomaly-detection"), "data.train").masks is None
+    found = read_samples(path, data, columns_of("anomaly-detection"), "data.eval")
+    assert found.masks is not None
+    assert (found.masks.shape, found.masks.dtype) == ((4, 6, 5), bool)
+    assert found.masks.any((1, 2)).tolist() == found.masks.all((1, 2)).tolist() == [False, False, True, True]
+    resized = parquet(["image"], [], mask_column="mask", image_size=[3, 4])
+    taken = read_samples(path, resized, columns_of("anomaly-detection"), PARAM)
+    assert taken.masks is not None
+    assert taken.masks.shape == (4, 3, 4)
+    wrong = parquet(["image"], [], mask_column="number")
+    columns = {**columns, "number": [1, 2, 3, 4]}
+    assert "accepted: bytes of images" in said(tmp_path, columns, wrong, "anomaly-detection")
+    assert "no column 'mask'" in said(
+        tmp_path, {"image": [picture(10)]}, parquet(["image"], [], mask_column="mask"), "anomaly-detection"
+    )
 
 
 def test_images_without_labels_are_read_for_self_supervision(tmp_path: Path) -> None:
