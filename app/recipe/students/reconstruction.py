@@ -13,13 +13,13 @@ from app.recipe.students.architectures import (
     InpFormerNetwork,
     Mlp,
     Network,
-    Reconstruction,
     Vit,
     WideResNet,
 )
 from app.recipe.students.inputs import ImageInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.module_paths import module_paths, suggestions
+from app.recipe.students.reconstruction_settings import Reconstruction
 from app.recipe.students.shapes import STAGES, WRN_BASE
 
 
