@@ -13,14 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from bench.quality import CLASSES, DIGITS, TEACHER, Size, set_parser, size_of, write_set
 from bench.report import mean_cells, replace_part
-from bench.students import PARALLEL, Document, prepare_process, train
+from bench.students import Document, train, training_pool
 
 ONE_CLASS, DEFECTS = "one class", "defects"
 METRICS = {ONE_CLASS: ("image_auroc",), DEFECTS: ("image_auroc", "pixel_auroc", "pro")}
@@ -63,7 +62,7 @@ def compare(name: str, size: Size) -> Table:
         folder = Path(scratch)
         write_set(name, folder, size)
         write_defects(folder)
-        with ProcessPoolExecutor(PARALLEL, initializer=prepare_process) as pool:
+        with training_pool() as pool:
             seeds = range(1, size.seeds + 1)
             encoders = [(what, seed) for seed in seeds for what in (LABELS, VIEWS, RANDOM)]
             made = [pool.submit(_encode, folder, what, size, seed) for what, seed in encoders]
