@@ -322,8 +322,7 @@ def _labels(config: ModelConfig) -> Iterator[str]:
 def _input(card: TaskCard, config: ModelConfig) -> tuple[str, str, str]:
     """Name, shape and type of a graph's input."""
     sample = config.input
-    if isinstance(sample, ImageInput):
-        return "images", f"(N, {sample.channels}, {sample.height}, {sample.width})", "raw pixels as float32"
-    if isinstance(sample, TableInput):
-        return "table", f"(N, {sample.columns})", "raw numbers as float32"
-    return "tokens", *card.token_input(sample)
+    if isinstance(sample, TextInput):
+        return sample.key, *card.token_input(sample)
+    values = "pixels" if isinstance(sample, ImageInput) else "numbers"
+    return sample.key, f"(N, {', '.join(map(str, sample.axes))})", f"raw {values} as float32"

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from app.recipe.report import INT8, ONNX, PROGRAM
-from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput, TextInput
-from worker.bundle.snippets import LABELS
+from app.recipe.students.model import Input, ModelConfig, TextInput
+from worker.bundle.snippets import LABELS, output_name
+from worker.students.measure import example
 from worker.students.model import Model
 from worker.students.weights import load_model, save_model
 from worker.training.measure import speed
@@ -35,19 +36,9 @@ QUANTISED = ["Conv", "Gather", "Gemm", "MatMul"]
 SHORTEST = 3
 """Fewest tokens of a non-empty text, with its begin and end tokens; networks with convolutions over tokens can't be
 exported for fewer."""
+TRACED = 2
+"""Samples that a graph is traced with: torch.export would fix the number of a single one."""
 Call = Callable[[Tensor], Tensor]
-
-
-def input_name(model: Model) -> str:
-    """Name of the graph's input: the model's input key without the suffix of the tokenizer."""
-    return model.input_key.partition(":")[0]
-
-
-def output_name(model: Model) -> str:
-    """Name of the graph's output."""
-    if model.config.embedding is not None:
-        return "embeddings"
-    return "logits" if model.config.gives_logits else "outputs"
 
 
 def export_weights(model: Model, folder: Path, device: torch.device) -> Model:
@@ -63,9 +54,9 @@ def export_onnx(model: Model, folder: Path) -> Call:
     with _quiet():
         program = torch.onnx.export(
             model,
-            (_example(model.config.input),),
-            input_names=[input_name(model)],
-            output_names=[output_name(model)],
+            (example(model.config.input, TRACED),),
+            input_names=[model.config.input.key],
+            output_names=[output_name(model.config)],
             dynamic_shapes=(_free(model.config.input),),
             dynamo=True,
             verbose=False,
@@ -107,7 +98,7 @@ def export_program(model: Model, folder: Path) -> Call:
     tensors."""
     with _quiet():
         sample = model.config.input
-        program = torch.export.export(model, (_example(sample),), dynamic_shapes=(_free(sample),))
+        program = torch.export.export(model, (example(sample, TRACED),), dynamic_shapes=(_free(sample),))
         _remove_stack_traces(program.graph_module)
         labels = {f"{name}.json": content for name, content in _labels(model.config).items()}
         torch.export.save(program, folder / PROGRAM, extra_files=labels)
@@ -157,15 +148,6 @@ def open_onnx(path: Path) -> Call:
 def _as_input(samples: Tensor) -> Tensor:
     """Samples in the dtype of the graph's input: int64 for token ids, else float32."""
     return samples if samples.dtype == torch.int64 else samples.float()
-
-
-def _example(sample: Input) -> Tensor:
-    """Two samples as an example: with one, torch.export would fix their number."""
-    if isinstance(sample, ImageInput):
-        return torch.zeros(2, sample.channels, sample.height, sample.width)
-    if isinstance(sample, TableInput):
-        return torch.zeros(2, sample.columns)
-    return torch.zeros(2, sample.length, dtype=torch.int64)
 
 
 def _free(sample: Input) -> dict[int, torch.export.Dim]:

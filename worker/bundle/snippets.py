@@ -11,7 +11,7 @@ from typing import NamedTuple
 from app.recipe.job import JobSpec
 from app.recipe.report import INT8, ONNX, PROGRAM
 from app.recipe.students.architectures import Timm, Transformers
-from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TextInput
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
 from worker.students.weights import WEIGHTS
 from worker.tasks.card import TaskCard
 
@@ -54,7 +54,7 @@ def _weights(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         *_samples(card, job, config, "torch"),
         *_prepared(config),
         "with torch.no_grad():",
-        f"    {_output_name(config)} = model({arguments}).logits",
+        f"    {output_name(config)} = model({arguments}).logits",
         *_rescaled(config),
         *_printed(card, config, "torch", "model.config.id2label[int(number)]"),
     ]
@@ -68,7 +68,7 @@ def _timm(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         *_samples(card, job, config, "torch"),
         *_prepared(config),
         "with torch.no_grad():",
-        f"    {_output_name(config)} = model(samples)",
+        f"    {output_name(config)} = model(samples)",
         *_rescaled(config),
         *_printed(card, config, "torch", _NAMED if config.class_names else "str(int(number))"),
     ]
@@ -86,7 +86,7 @@ def _session(file: str) -> Writer:
             *("import numpy as np", "import onnxruntime", *_reader(config), ""),
             f'session = onnxruntime.InferenceSession("{file}")',
             *_samples(card, job, config, "np"),
-            f'({_output_name(config)},) = session.run(None, {{"{_input_name(config)}": samples}})',
+            f'({output_name(config)},) = session.run(None, {{"{config.input.key}": samples}})',
             *([f'names = json.loads(session.get_modelmeta().custom_metadata_map["{LABELS}"])'] if named else []),
             *_printed(card, config, "np", "names[str(number)]"),
         ]
@@ -105,7 +105,7 @@ def _program(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         f'model = torch.export.load("{PROGRAM}"{extra}).module()',
         *_samples(card, job, config, "graph"),
         "with torch.no_grad():",
-        f"    {_output_name(config)} = model(samples)",
+        f"    {output_name(config)} = model(samples)",
         *([f'names = json.loads(extra["{LABELS_FILE}"])'] if named else []),
         *_printed(card, config, "torch", "names[str(int(number))]"),
     ]
@@ -120,12 +120,7 @@ def _reader(config: ModelConfig) -> list[str]:
     return ["from transformers import AutoTokenizer"] if _reads_text(config) else []
 
 
-def _input_name(config: ModelConfig) -> str:
-    """Name of a graph's input."""
-    return {ImageInput: "images", TableInput: "table", TextInput: "tokens"}[type(config.input)]
-
-
-def _output_name(config: ModelConfig) -> str:
+def output_name(config: ModelConfig) -> str:
     """Name of a graph's output."""
     if config.embedding is not None:
         return "embeddings"
@@ -137,11 +132,11 @@ def _samples(card: TaskCard, job: JobSpec, config: ModelConfig, kind: str) -> li
     sample, arrays = config.input, kind == "np"
     if isinstance(sample, TextInput):
         return _texts(card, job, sample, kind)
+    shape = ", ".join(map(str, (2, *sample.axes)))
     if isinstance(sample, ImageInput):
-        shape = f"2, {sample.channels}, {sample.height}, {sample.width}"
         comment = f"  # raw pixels, as in the file: {'0 to 255, ' if _bytes(config) else ''}N x C x H x W"
     else:
-        shape, comment = f"2, {sample.columns}", f"  # rows of raw numbers{_columns(job)}"
+        comment = f"  # rows of raw numbers{_columns(job)}"
     code = f"np.zeros(({shape}), np.float32)" if arrays else f"torch.zeros({shape})"
     return [f"samples = {code}{comment}"]
 
@@ -195,7 +190,7 @@ def _rescaled(config: ModelConfig) -> list[str]:
 
 def _printed(card: TaskCard, config: ModelConfig, kind: str, label: str) -> list[str]:
     """Lines that print the meaning of the outputs."""
-    return [card.printed(_output_name(config), "-1" if kind == "np" else "dim=-1", label)]
+    return [card.printed(output_name(config), "-1" if kind == "np" else "dim=-1", label)]
 
 
 TENSORS = f"""from safetensors.torch import load_file

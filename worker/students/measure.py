@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.recipe.cost import Cost, beside
 from app.recipe.students.architectures import InpFormerNetwork
-from app.recipe.students.model import ImageInput, Input, ModelConfig, TableInput
+from app.recipe.students.model import Input, ModelConfig, TextInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
 
@@ -42,11 +42,8 @@ def _measured(config: ModelConfig) -> Cost:
 
 def example(sample: Input, batch: int = 1) -> Tensor:
     """Samples of zeros for a network: float32 (batch, C, H, W) or (batch, D), or int64 (batch, S)."""
-    if isinstance(sample, ImageInput):
-        return torch.zeros(batch, sample.channels, sample.height, sample.width)
-    if isinstance(sample, TableInput):
-        return torch.zeros(batch, sample.columns)
-    return torch.zeros(batch, sample.length, dtype=torch.int64)
+    dtype = torch.int64 if isinstance(sample, TextInput) else torch.float32
+    return torch.zeros(batch, *sample.axes, dtype=dtype)
 
 
 def _run_once(config: ModelConfig) -> Cost:

@@ -9,14 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import DualEncoder
-from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TableInput, TargetScaling, TextInput
+from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from worker import students
 from worker.outputs import HiddenStates
 from worker.students import hugging_face
 from worker.tensors import at_least_float32
-
-INPUT_KEYS: dict[type, str] = {ImageInput: "images", TableInput: "table", TextInput: "tokens"}
-"""Default key of a model's inputs in a batch; a model with a tokenizer has another one."""
 
 
 class Resize(nn.Module):
@@ -99,8 +96,8 @@ class Model(nn.Module):
     def __init__(self, config: ModelConfig, network: nn.Module | None = None, input_key: str | None = None) -> None:
         super().__init__()
         self.config = config
-        self.input_key = input_key or INPUT_KEYS[type(config.input)]
-        """Key of its inputs in a batch."""
+        self.input_key = input_key or config.input.key
+        """Key of its inputs in a batch; a model with a tokenizer of its own has another than the others."""
         self.ignored: list[str] = []
         """Names of stored tensors that were ignored when it was loaded."""
         self.fit = Resize(config.input, config.preprocessing) if isinstance(config.input, ImageInput) else nn.Identity()

@@ -17,6 +17,13 @@ class SampleShape(Spec):
     """Base of the shapes."""
 
     kind: ClassVar[InputKind]
+    key: ClassVar[str]
+    """Name of samples in a batch, and of the input of exported graphs."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Sizes of the axes of one sample."""
+        raise NotImplementedError
 
     @property
     def size(self) -> str:
@@ -37,12 +44,17 @@ class ImageInput(SampleShape):
     """Shape of one input image."""
 
     kind: ClassVar[InputKind] = "images"
+    key: ClassVar[str] = "images"
     channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     """Colour channels: 1 of grey images, 3 of RGB."""
     height: Side
     """Pixels from top to bottom."""
     width: Side
     """Pixels from left to right."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return self.channels, self.height, self.width
 
     @property
     def size(self) -> str:
@@ -60,8 +72,13 @@ class TableInput(SampleShape):
     """A row of numbers."""
 
     kind: ClassVar[InputKind] = "table"
+    key: ClassVar[str] = "table"
     columns: Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
     """Numbers in a row."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (self.columns,)
 
     @property
     def size(self) -> str:
@@ -76,6 +93,7 @@ class TextInput(SampleShape):
     """Token ids, padded to one length; the tokenizer's files are beside the weights."""
 
     kind: ClassVar[InputKind] = "texts"
+    key: ClassVar[str] = "tokens"
     length: Annotated[int, Field(ge=1, le=MAX_LENGTH)]
     """Tokens of one sample, with padding."""
     vocabulary: Annotated[int, Field(ge=1, le=10_000_000)]
@@ -85,6 +103,10 @@ class TextInput(SampleShape):
     separator: Annotated[int, Field(ge=0)] | None = None
     """Id of the token that ends each part of a text, if the tokenizer has one: the second part follows the first such
     token."""
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        return (self.length,)
 
     @property
     def size(self) -> str:

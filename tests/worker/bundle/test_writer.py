@@ -21,7 +21,7 @@ from worker.bundle.writer import TrainedJob, write_bundle
 from worker.data.batches import whole_split
 from worker.errors import SystemFault
 from worker.protocol import Finished
-from worker.students.model import INPUT_KEYS, Model
+from worker.students.model import Model
 from worker.students.weights import save_model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
@@ -47,7 +47,7 @@ def trained_on_numbers(task: TaskName, sample: Input, folder: Path) -> TrainedJo
     shape = (12, 5) if isinstance(sample, TableInput) else (12, 1, 4, 4)
     student, teacher = (numbers_model(task, sample, seed) for seed in (1, 2))
     save_model(teacher, folder)
-    samples = whole_split({INPUT_KEYS[type(sample)]: torch.randn(shape)}, torch.rand(12, 4))
+    samples = whole_split({sample.key: torch.randn(shape)}, torch.rand(12, 4))
     kind, models = task_for(task), {"teacher": lambda: teacher}
     evaluator = kind.evaluator(job, HeldOut(samples), models, models, {})
     state = initial_state(job.recipe, student)
