@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "stillhouse", "worker", "migrations", "bench", "examples")
+PRODUCT = ("app", "stillhouse", "worker")
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+LONGEST_FILE = 400
 THE_ONE_PLACE = ROOT / "app" / "jobs" / "moves.py"
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -141,6 +145,23 @@ def test_public_functions_name_the_shapes_of_their_tensors(room: str) -> None:
         if tensor_function_without_shapes(node)
     ]
     assert not found, tensor_function_without_shapes.__doc__
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """The synchronous client is made from the asynchronous one; benches and examples stand alone."""
+    names = Counter(
+        node.name
+        for path in SOURCES
+        if path.relative_to(ROOT).parts[0] in PRODUCT and "synchronous" not in path.parts
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_no_file_is_long() -> None:
+    lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in [*SOURCES, *TESTS]}
+    assert {path: length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
 def test_the_rule_about_status_knows_how_the_one_place_writes_it() -> None:

@@ -50,7 +50,7 @@ class StreamPage(NamedTuple):
 
 
 @dataclass(eq=False)
-class EventStream:
+class ClientStream:
     """One client that follows a job."""
 
     job_id: str
@@ -68,7 +68,7 @@ class StreamReader:
     def __init__(self, database: Database, ring: KeyRing, most: int, most_per_key: int) -> None:
         self._database, self._key_ring = database, ring
         self._most, self._most_per_key = most, most_per_key
-        self._streams: set[EventStream] = set()
+        self._streams: set[ClientStream] = set()
         self._by_key: Counter[str] = Counter()
         self._asked: dict[tuple[str, int], asyncio.Future[StreamPage]] = {}
         self._wanted, self._needed, self._poll_now = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -94,13 +94,13 @@ class StreamReader:
             raise TooMany("too_many_streams", f"one key may have {self._most_per_key} open streams of events")
         if len(self._streams) >= self._most:
             raise Unavailable("too_many_streams", f"this server has its limit of {self._most} event streams open")
-        stream = EventStream(job_id, caller.key_id, seq)
+        stream = ClientStream(job_id, caller.key_id, seq)
         self._add(stream)
         events = self._events(stream)
         weakref.finalize(events, self._remove, stream)  # for a client that disconnects before the first event
         return events
 
-    async def _events(self, stream: EventStream) -> AsyncIterator[bytes]:
+    async def _events(self, stream: ClientStream) -> AsyncIterator[bytes]:
         try:
             while not stream.ended:
                 stream.news.clear()
@@ -115,12 +115,12 @@ class StreamReader:
         finally:
             self._remove(stream)
 
-    def _add(self, stream: EventStream) -> None:
+    def _add(self, stream: ClientStream) -> None:
         self._streams.add(stream)
         self._by_key[stream.key_id] += 1
         self._needed.set()
 
-    def _remove(self, stream: EventStream) -> None:
+    def _remove(self, stream: ClientStream) -> None:
         if stream not in self._streams:
             return
         self._streams.remove(stream)

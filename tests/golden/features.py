@@ -22,7 +22,7 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.losses.reconstruction import FeatureReconstruction, InpFormer, PrototypeCoherence
+from app.recipe.losses.reconstruction import FeatureReconstruction, MinedReconstruction, PrototypeCoherence
 from app.recipe.losses.taps import Pair, Tap
 from tests.golden import Case
 from tests.golden.comparison import Comparison
@@ -247,7 +247,7 @@ def inp_former(case: Case) -> Comparisons:
     maps = {f"{side}{number}": each for side, whole in sides.items() for number, each in enumerate(whole)}
     stages = range(len(sides["s"]))
     bench = Bench(maps, [f"t{number}" for number in stages])
-    spec = InpFormer(pairs=[pair(f"s{number}", f"t{number}") for number in stages], gamma=case.hyper["gamma"])
+    spec = MinedReconstruction(pairs=[pair(f"s{number}", f"t{number}") for number in stages], gamma=case.hyper["gamma"])
     loss, gradients = bench.run(bench.build(spec))
     yield from expect(case, "inp-former", "loss", loss)
     found = torch.stack([gradients[f"s{number}"] for number in stages])

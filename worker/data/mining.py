@@ -19,7 +19,7 @@ AT_ONCE = 2**24
 NO_ROW = -1
 
 
-class Texts(NamedTuple):
+class DistinctTexts(NamedTuple):
     """The different texts of the samples of a split."""
 
     rows: Tensor
@@ -39,7 +39,7 @@ class Mined(NamedTuple):
     """(Q,) int64: texts that the rule left out."""
 
 
-def texts_of(samples: Batch) -> Texts:
+def texts_of(samples: Batch) -> DistinctTexts:
     """The texts of samples of pairs or of queries with candidates."""
     numbers, roles = samples.targets[:, TEXT].long().cpu(), samples.targets[:, ROLE].cpu()
     distinct: tuple[Tensor, Tensor] = torch.unique(numbers[roles != PADDING], return_inverse=True)
@@ -48,10 +48,10 @@ def texts_of(samples: Batch) -> Texts:
     rows = torch.full((len(known),), len(samples)).scatter_reduce(0, text_of, there, "amin")
     everywhere = torch.zeros_like(numbers).index_put((there,), text_of)
     documents: Tensor = torch.unique(everywhere[(roles == POSITIVE) | (roles == NEGATIVE)])
-    return Texts(rows, everywhere, documents)
+    return DistinctTexts(rows, everywhere, documents)
 
 
-def mine(samples: Batch, texts: Texts, vectors: Tensor, spec: Mining) -> Mined:
+def mine(samples: Batch, texts: DistinctTexts, vectors: Tensor, spec: Mining) -> Mined:
     """Negatives of the queries of `samples`, from floating vectors (T, D) of their texts."""
     size = samples.rows_per_sample
     directions = F.normalize(vectors.float(), dim=-1)

@@ -107,7 +107,7 @@ class MutualMethod(Method[Mutual]):
         return [student.model_copy(update={"architecture": network}) for network in networks]
 
 
-class _Member(NamedTuple):
+class _Peer(NamedTuple):
     """One of the students, with the stage that trains it."""
 
     name: str
@@ -139,7 +139,7 @@ class MutualStep:
 
     def __call__(self, stage: Stage, state: TrainState, step_inputs: StepInputs) -> dict[str, Tensor]:
         """See `Step`."""
-        members = self._members(stage, state)
+        members = self._peers(stage, state)
         for member in members:
             member.model.train()
         stage.ranks.begin_step(stage.seed, state.step)
@@ -160,7 +160,7 @@ class MutualStep:
         return values
 
     def _update(
-        self, index: int, member: _Member, step: int, step_inputs: StepInputs, others: list[list[_Prediction]]
+        self, index: int, member: _Peer, step: int, step_inputs: StepInputs, others: list[list[_Prediction]]
     ) -> dict[str, Tensor]:
         """Update student `index`; `others` are the predictions of the other students, by micro-batch."""
         stage, model = member.stage, member.model
@@ -186,20 +186,20 @@ class MutualStep:
             member.ema.update(model, step + 1, stage.ranks.local)
         return values
 
-    def _members(self, stage: Stage, state: TrainState) -> list[_Member]:
+    def _peers(self, stage: Stage, state: TrainState) -> list[_Peer]:
         """The job's student, then the others."""
         own = self._features.recorders if self._features else []
         student_stage = replace(stage, recorder=own[0]) if own else stage
         student, learning = state.student, stage.learning(state.student)
-        found = [_Member("", student_stage, student, state.optimizer, state.ema, learning)]
+        found = [_Peer("", student_stage, student, state.optimizer, state.ema, learning)]
         for name, peer in state.learners.items():
             recorder = own[1] if own else Recorder(peer.model.network, ())
             peer_stage = replace(stage, forward=peer.model, recorder=recorder, trainable=peer.trainable)
-            found.append(_Member(name, peer_stage, peer.model, peer.optimizer, peer.ema, peer.learning))
+            found.append(_Peer(name, peer_stage, peer.model, peer.optimizer, peer.ema, peer.learning))
         return found
 
     @torch.no_grad()
-    def _predict(self, index: int, member: _Member, step_inputs: StepInputs) -> list[_Prediction]:
+    def _predict(self, index: int, member: _Peer, step_inputs: StepInputs) -> list[_Prediction]:
         """Predictions of student `index` for every micro-batch."""
         stage = replace(member.stage, trains_student=False)  # so that no graph is built
 

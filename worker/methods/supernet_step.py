@@ -52,7 +52,7 @@ class SupernetStep:
         samples = self._plan.samples_until(state.step + 1) - self._plan.samples_until(state.step)
         state.method.flops = state.method.flops or [0] * len(self._spaces)
         values: dict[str, Tensor] = {}
-        for number, member in enumerate(_members(stage, state)):
+        for number, member in enumerate(_shared_networks(stage, state)):
             space = self._spaces[number]
             chosen = draw(space.networks, self._drawn, stage.seed, state.step, number)
             found = _update(member, space, chosen, state.step, step_inputs)
@@ -72,7 +72,7 @@ def draw(networks: list[SubNetwork], count: int, seed: int, step: int, space: in
     return list(dict.fromkeys([smallest, *(between[index] for index in order[:count].tolist()), largest]))
 
 
-class _Member(NamedTuple):
+class _SharedNetwork(NamedTuple):
     """One of the shared networks, with what trains it."""
 
     prefix: str
@@ -83,16 +83,16 @@ class _Member(NamedTuple):
     ema: Ema | None
 
 
-def _members(stage: Stage, state: TrainState) -> list[_Member]:
-    found = [_Member("", stage, state.student, state.optimizer, state.ema)]
+def _shared_networks(stage: Stage, state: TrainState) -> list[_SharedNetwork]:
+    found = [_SharedNetwork("", stage, state.student, state.optimizer, state.ema)]
     for name, learner in state.learners.items():
         own = replace(stage, trainable=learner.trainable)
-        found.append(_Member(f"{name}/", own, learner.model, learner.optimizer, learner.ema))
+        found.append(_SharedNetwork(f"{name}/", own, learner.model, learner.optimizer, learner.ema))
     return found
 
 
 def _update(
-    member: _Member, space: SuperNetwork, chosen: list[SubNetwork], step: int, step_inputs: StepInputs
+    member: _SharedNetwork, space: SuperNetwork, chosen: list[SubNetwork], step: int, step_inputs: StepInputs
 ) -> dict[str, Tensor]:
     """Add the gradients of the `chosen` sub-networks, the largest last, and take the optimizer's step; metrics are
     floating scalars by name."""
@@ -119,7 +119,7 @@ def _update(
 
 
 def _shares(
-    member: _Member,
+    member: _SharedNetwork,
     space: SuperNetwork,
     sizes: SubNetwork,
     micro_batch: Batch,

@@ -12,7 +12,7 @@ from worker.optimizers.adam import adam_steps, fresh_moments
 from worker.optimizers.base import State
 from worker.optimizers.projected import Projected
 from worker.optimizers.projection import project
-from worker.optimizers.rule import Rule
+from worker.optimizers.rule import UpdateRule
 
 
 class AdamPOptimizer(Projected):
@@ -47,9 +47,9 @@ class AdamPOptimizer(Projected):
         }
         super().__init__(params, defaults)
 
-    def _rule(self, group: dict[str, Any]) -> Rule:
+    def _rule(self, group: dict[str, Any]) -> UpdateRule:
         first, second = group["betas"]
-        return Rule(
+        return UpdateRule(
             rate=group["lr"],
             decay=group["lr"] * group["weight_decay"],
             keep=first,

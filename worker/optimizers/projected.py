@@ -16,20 +16,20 @@ from torch import Tensor, nn
 
 from worker.kernels.devices import HAS_TRITON
 from worker.optimizers.base import MASTER, Foreach, State, laid_out
-from worker.optimizers.rule import Rule
+from worker.optimizers.rule import UpdateRule
 from worker.optimizers.tables import Pointers, TableRows, table_rows_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Projected(Foreach, ABC):
-    """An optimizer that updates weights by a `Rule`."""
+    """An optimizer that updates weights by a `UpdateRule`."""
 
     AVERAGE: str
     """Key of the average of gradients in the state."""
 
     @abstractmethod
-    def _rule(self, group: dict[str, Any]) -> Rule:
+    def _rule(self, group: dict[str, Any]) -> UpdateRule:
         """The rule of a group."""
 
     def _step(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:

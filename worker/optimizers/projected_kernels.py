@@ -30,7 +30,7 @@ from torch import Tensor
 
 from worker.kernels.devices import device_of
 from worker.optimizers import tables as sizes
-from worker.optimizers.rule import Rule
+from worker.optimizers.rule import UpdateRule
 from worker.optimizers.tables import Pointers, TableRows, addresses_of, layout_of
 
 ROWS_OF_A_DECISION = 1024
@@ -347,7 +347,7 @@ def cut_of(dtype: torch.dtype, aligned: bool) -> dict[str, Any]:
     return {"TYPE": TYPES[dtype], "ALIGNED": aligned, "PIECE": sizes.PIECE, "BLOCK": block}
 
 
-def launch(batch: Sequence[tuple[TableRows, Pointers]], rule: Rule, like: Tensor, aligned: bool) -> None:
+def launch(batch: Sequence[tuple[TableRows, Pointers]], rule: UpdateRule, like: Tensor, aligned: bool) -> None:
     """Update parameters of any shape that have the dtype of `like`, of any shape, and are on its device.
 
     Their rows are contiguous in memory, in the same order of elements as their gradients and states, which are float32;

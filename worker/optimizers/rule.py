@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Rule:
+class UpdateRule:
     """A group's settings in the form of the kernels' arguments."""
 
     rate: float

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from worker.optimizers.base import State
 from worker.optimizers.projected import Projected
 from worker.optimizers.projection import project
-from worker.optimizers.rule import Rule
+from worker.optimizers.rule import UpdateRule
 
 
 class SgdPOptimizer(Projected):
@@ -50,8 +50,8 @@ class SgdPOptimizer(Projected):
         }
         super().__init__(params, defaults)
 
-    def _rule(self, group: dict[str, Any]) -> Rule:
-        return Rule(
+    def _rule(self, group: dict[str, Any]) -> UpdateRule:
+        return UpdateRule(
             rate=group["lr"],
             decay=group["lr"] * group["weight_decay"] / (1 - group["momentum"]),
             keep=group["momentum"],

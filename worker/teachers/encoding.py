@@ -1,6 +1,6 @@
 """Encodes teacher outputs as columns of the cache, and decodes them.
 
-C numbers per output, of which `TopK` stores k. An encoding has a few named columns, with one row per output.
+C numbers per output, of which `TopKEncoding` stores k. An encoding has a few named columns, with one row per output.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Dense:
         return columns["logits"].float()
 
 
-class TopK:
+class TopKEncoding:
     """Stores the k largest logits, their classes, and the logarithm of the probability mass of all others."""
 
     tokens = None
@@ -105,11 +105,11 @@ class TopK:
 
 
 class TopKTokens:
-    """The `TopK` encoding of a language model, at every token of a sequence; a row is a sequence."""
+    """The `TopKEncoding` of a language model, at every token of a sequence; a row is a sequence."""
 
     def __init__(self, vocabulary: int, k: int, dtype: torch.dtype, tokens: int) -> None:
         self._vocabulary, self._k, self.tokens = vocabulary, k, tokens
-        self._each = TopK(vocabulary, k, dtype)
+        self._each = TopKEncoding(vocabulary, k, dtype)
         once = self._each.columns
         self.columns = {name: column._replace(width=tokens * column.width) for name, column in once.items()}
 
@@ -131,7 +131,7 @@ class TopKTokens:
 class LogitsOfTokens:
     """Stores logits of classes at every token (B, S, C) by the encoding of one token; a row is a sequence."""
 
-    def __init__(self, each: Dense | TopK, tokens: int) -> None:
+    def __init__(self, each: Dense | TopKEncoding, tokens: int) -> None:
         self._each, self.tokens = each, tokens
         once = each.columns
         self.columns = {name: column._replace(width=tokens * column.width) for name, column in once.items()}
@@ -162,8 +162,8 @@ def build_encoding(spec: Kept, size: int, tokens: int | None = None, *, hidden: 
         raise UserError("invalid_job", message, "teacher_cache.k")
     chosen = size, spec.k, DTYPES[spec.dtype]
     if tokens is None:
-        return TopK(*chosen)
-    return TopKTokens(*chosen, tokens) if hidden else LogitsOfTokens(TopK(*chosen), tokens)
+        return TopKEncoding(*chosen)
+    return TopKTokens(*chosen, tokens) if hidden else LogitsOfTokens(TopKEncoding(*chosen), tokens)
 
 
 def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:

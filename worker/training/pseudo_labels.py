@@ -79,7 +79,7 @@ def _vectors(teacher: Model, samples: Batch) -> Tensor:
     return F.normalize(rows, dim=-1)
 
 
-class Autoencoder(nn.Module):
+class ImageAutoencoder(nn.Module):
     """Codes and restored pixels of flat images (B, D)."""
 
     def __init__(self, pixels: int, dimensions: int) -> None:
@@ -98,7 +98,7 @@ def codes(spec: PseudoLabels, samples: Batch, seed: int) -> Tensor:
     mean, std = _statistics(images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, NAME, "weights"))
-        model = Autoencoder(_flat(images[:1]).shape[1], spec.dimensions)
+        model = ImageAutoencoder(_flat(images[:1]).shape[1], spec.dimensions)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     for epoch in range(spec.epochs):
         random = generator(seed, NAME, epoch)

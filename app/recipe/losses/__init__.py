@@ -68,7 +68,7 @@ from app.recipe.losses.numbers import (
     SmoothL1,
     Wing,
 )
-from app.recipe.losses.reconstruction import FeatureReconstruction, InpFormer, PrototypeCoherence
+from app.recipe.losses.reconstruction import FeatureReconstruction, MinedReconstruction, PrototypeCoherence
 from app.recipe.losses.retrieval import (
     Dexml,
     LgAnna,
@@ -108,7 +108,6 @@ __all__ = [
     "Ferkd",
     "Hint",
     "InheritanceExploration",
-    "InpFormer",
     "Jsd",
     "Kd",
     "KdMse",
@@ -125,6 +124,7 @@ __all__ = [
     "Loss",
     "LossSpec",
     "MiAlpha",
+    "MinedReconstruction",
     "Mse",
     "Mw",
     "Nkd",
@@ -192,7 +192,7 @@ Loss = Annotated[
     | MiAlpha
     | FeatureAutoencoder
     | InheritanceExploration
-    | InpFormer
+    | MinedReconstruction
     | FeatureReconstruction
     | PrototypeCoherence
     | Mse

@@ -19,7 +19,7 @@ Gamma = Annotated[float, Field(ge=0.0, le=16.0)]
 """Power of relative distances."""
 
 
-class InpFormer(FeatureTerm):
+class MinedReconstruction(FeatureTerm):
     """Soft mining loss of INP-Former: cosine of whole maps, with larger gradients where the student is worst.
 
     A position is a pixel of a map or a token, and d its distance 1 - cos over the channels. The gradient at the

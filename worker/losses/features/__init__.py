@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe.losses import InpFormer, LossSpec
+from app.recipe.losses import LossSpec, MinedReconstruction
 from app.recipe.losses import features as spec
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
@@ -35,5 +35,5 @@ FEATURE_TERMS: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.MiAlpha: MiAlphaTerm,
     spec.FeatureAutoencoder: FeatureAutoencoderTerm,
     spec.InheritanceExploration: InheritanceExplorationTerm,
-    InpFormer: InpFormerTerm,
+    MinedReconstruction: InpFormerTerm,
 }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import FeatureReconstruction, InpFormer, PrototypeCoherence
+from app.recipe.losses import FeatureReconstruction, MinedReconstruction, PrototypeCoherence
 from app.recipe.losses.reconstruction import DECODED, ENCODED, PROTOTYPES, TOKENS
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
@@ -23,7 +23,7 @@ ROUNDING = 16
 class InpFormerTerm:
     """Mean over the pairs of the soft mining loss."""
 
-    def __init__(self, spec: InpFormer, builder: LossBuilder) -> None:
+    def __init__(self, spec: MinedReconstruction, builder: LossBuilder) -> None:
         self._mined = SoftMining(spec.gamma, builder)
         joiner = Joiner(builder, spec.name, spec.teacher, spec.adapter)
         self.joints = [joiner.join(pair, f"pairs[{index}]") for index, pair in enumerate(spec.pairs)]

@@ -24,7 +24,7 @@ from app.recipe.losses.features import (
     Projections,
     Rkd,
 )
-from app.recipe.losses.reconstruction import InpFormer
+from app.recipe.losses.reconstruction import MinedReconstruction
 from app.recipe.losses.taps import Pair, Tap
 from worker.losses import build_term
 from worker.losses.base import Features, LossInputs, LossTerm
@@ -114,8 +114,8 @@ SPECS: list[LossSpec] = [
     InheritanceExploration(pair=pair("map")),
     InheritanceExploration(pair=pair("map"), p=2.0),
     InheritanceExploration(pair=pair("late", "map"), distance="cosine", inherit=2.0, explore=0.5),
-    InpFormer(pairs=[pair("map"), pair("late", "large")]),
-    InpFormer(pairs=[pair("tokens"), pair("map", "same.map")], gamma=0.0),
+    MinedReconstruction(pairs=[pair("map"), pair("late", "large")]),
+    MinedReconstruction(pairs=[pair("tokens"), pair("map", "same.map")], gamma=0.0),
 ]
 """Each in the default or the less usual setting of every field."""
 

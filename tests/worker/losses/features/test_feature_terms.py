@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.recipe.losses import LOSSES, Hint, InpFormer, Lipschitz, LossSpec, Overhaul, Rkd
+from app.recipe.losses import LOSSES, Hint, Lipschitz, LossSpec, MinedReconstruction, Overhaul, Rkd
 from app.recipe.losses.features import FeatureTerm
 from tests.worker.losses.features.samples import (
     ROWS,
@@ -64,7 +64,7 @@ def test_gives_one_number_per_row(spec: LossSpec) -> None:
     assert value.isfinite().all()
 
 
-MINED = [spec for spec in SPECS if isinstance(spec, InpFormer) and spec.gamma]
+MINED = [spec for spec in SPECS if isinstance(spec, MinedReconstruction) and spec.gamma]
 """Their gradient is another than that of their value."""
 
 
@@ -136,7 +136,7 @@ def test_rows_are_independent_unless_the_kind_couples_them(spec: LossSpec) -> No
     torch.testing.assert_close(parts, built(rows))
 
 
-COUPLED = [kind for kind in FEATURE_LOSSES if kind.couples_rows and kind is not InpFormer]
+COUPLED = [kind for kind in FEATURE_LOSSES if kind.couples_rows and kind is not MinedReconstruction]
 """Kinds whose values depend on other rows; those of the last one do not, but its gradients do."""
 
 
@@ -161,7 +161,7 @@ SAME: list[LossSpec] = [
     Rkd(pair=pair("map", "same.map")),
     Overhaul(pairs=[margin_pair("map", "same.map"), margin_pair("late", "same.late")], adapter="none"),
     Lipschitz(pairs=[pair("map", "same.map"), pair("late", "same.late")], adapter="none"),
-    InpFormer(pairs=[pair("map", "same.map"), pair("tokens", "same.tokens")]),
+    MinedReconstruction(pairs=[pair("map", "same.map"), pair("tokens", "same.tokens")]),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import InpFormer
+from app.recipe.losses import MinedReconstruction
 from tests.worker.losses.features.samples import build, builder, draw, pair, total
 from worker.errors import UserError
 from worker.losses import build_term
@@ -18,7 +18,7 @@ MAP = pair("map", "same.map")
 
 
 def gradient(rows: LossInputs, gamma: float) -> Tensor:
-    built = build(InpFormer(pairs=[MAP], gamma=gamma))
+    built = build(MinedReconstruction(pairs=[MAP], gamma=gamma))
     return torch.autograd.grad(total(built, rows), rows.features.student[MAP.student])[0]
 
 
@@ -33,7 +33,7 @@ def test_the_value_is_one_minus_the_cosine_of_whole_maps_with_any_power() -> Non
     student, teacher = rows.features.student[MAP.student], rows.features.teacher[MAP.teacher]
     expected = 1.0 - F.cosine_similarity(student.flatten(1), teacher.flatten(1))
     for gamma in (0.0, 1.0, 3.0):
-        torch.testing.assert_close(build(InpFormer(pairs=[MAP], gamma=gamma))(rows), expected)
+        torch.testing.assert_close(build(MinedReconstruction(pairs=[MAP], gamma=gamma))(rows), expected)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
@@ -52,7 +52,7 @@ def test_a_mined_gradient_depends_on_the_other_rows() -> None:
 
 
 def test_tokens_that_are_padding_change_neither_value_nor_gradient() -> None:
-    spec, place = InpFormer(pairs=[pair("tokens", "same.tokens")]), pair("tokens", "same.tokens")
+    spec, place = MinedReconstruction(pairs=[pair("tokens", "same.tokens")]), pair("tokens", "same.tokens")
     real = (torch.arange(4) < 3).expand(5, 4)
     found = []
     for filling in (1.0, 50.0):
@@ -71,7 +71,7 @@ def test_the_mean_distance_is_that_of_all_processes() -> None:
     whole = gradient(rows, 1.0)
     made.everywhere = lambda sums: torch.stack([found.sum(), torch.tensor(float(found.numel()))]).to(sums)
     found = distances(rows)
-    term = build_term(InpFormer(pairs=[MAP], gamma=1.0), made)
+    term = build_term(MinedReconstruction(pairs=[MAP], gamma=1.0), made)
     half = LossInputs(
         rows.student[:2],
         rows.labels[:2],
@@ -94,5 +94,5 @@ def test_equal_features_have_weights_of_one() -> None:
 @pytest.mark.parametrize("place", [pair("vector"), pair("video", "video")])
 def test_features_without_positions_are_refused_by_their_field(place: object) -> None:
     with pytest.raises(UserError, match="tokens") as refused:
-        build_term(InpFormer(pairs=[place]), builder())  # type: ignore[list-item]
+        build_term(MinedReconstruction(pairs=[place]), builder())  # type: ignore[list-item]
     assert refused.value.param == "recipe.losses[1].pairs[0]"

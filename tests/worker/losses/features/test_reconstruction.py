@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import FeatureReconstruction, InpFormer, LossSpec, PrototypeCoherence
+from app.recipe.losses import FeatureReconstruction, LossSpec, MinedReconstruction, PrototypeCoherence
 from app.recipe.losses.reconstruction import DECODED, ENCODED, PROTOTYPES, TOKENS, ReconstructionTerm
 from app.recipe.losses.taps import Pair, Tap
 from worker.losses import build_term
@@ -65,7 +65,7 @@ def test_reconstruction_is_soft_mining_of_each_group() -> None:
     pairs = [Pair(student=Tap(path=name), teacher=Tap(path=name)) for name in names]
     shapes = {tap: value.shape for tap, value in own.items()}
     builder = LossBuilder(shapes, {"teacher": TeacherSide(torch.nn.Module(), shapes)}, 1)
-    mined = build_term(InpFormer(pairs=pairs), builder)
+    mined = build_term(MinedReconstruction(pairs=pairs), builder)
     theirs = mined(rows._replace(features=Features(own, taught)))
     torch.testing.assert_close(term(FeatureReconstruction())(rows), theirs)
     expected = torch.autograd.grad(theirs.mean(), sides[DECODED])
