@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Vit
+from app.recipe.students.layers import AttentionShape
 from app.recipe.students.model import ImageInput
-from app.recipe.students.shapes import feed_forward_width
+from app.recipe.students.shapes import feed_forward_width, vit_attention
 from worker.students.heads import HEADS
 from worker.students.layers.activations import ACTIVATIONS
 from worker.students.layers.attentions import ATTENTIONS
@@ -20,11 +21,11 @@ INIT_STD = 0.02
 class TransformerBlock(nn.Module):
     """Attention and feed-forward layer, each after a norm and beside an identity."""
 
-    def __init__(self, student: Vit) -> None:
+    def __init__(self, student: Vit, shape: AttentionShape) -> None:
         super().__init__()
         width, hidden = student.width, feed_forward_width(student)
         self.norm1 = TOKEN_NORMS.build(student.norm, width)
-        self.attention = ATTENTIONS.build(student.attention, width, student.heads)
+        self.attention = ATTENTIONS.build(student.attention, shape)
         self.norm2 = TOKEN_NORMS.build(student.norm, width)
         activation = ACTIVATIONS.build(student.activation)
         self.feed_forward = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
@@ -41,11 +42,11 @@ class VitNetwork(nn.Module):
     def __init__(self, student: Vit, image: ImageInput, classes: int) -> None:
         super().__init__()
         width, patch = student.width, student.patch_size
-        tokens = (image.height // patch) * (image.width // patch) + 1
+        shape = vit_attention(student, image)
         self.embed = nn.Conv2d(image.channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(1, tokens, width))
-        self.blocks = nn.Sequential(*(TransformerBlock(student) for _ in range(student.depth)))
+        self.positions = nn.Parameter(torch.zeros(1, shape.tokens, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(student, shape) for _ in range(student.depth)))
         self.norm, self.head = TOKEN_NORMS.build(student.norm, width), HEADS.build(student.head, width, classes)
         self._init()
 

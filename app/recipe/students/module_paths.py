@@ -127,7 +127,7 @@ def _shufflenet_v2(student: ShuffleNetV2) -> Tree:
 def _vit(student: Vit) -> Tree:
     block = {
         "norm1": {},
-        "attention": _leaves("qkv", "out"),
+        "attention": _leaves(student.attention.projections, "out", *student.attention.parts),
         "norm2": {},
         "feed_forward": _sequence(3),
     }

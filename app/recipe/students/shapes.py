@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from app.recipe.students.architectures import CifarResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, WideResNet
+from app.recipe.students.inputs import ImageInput
+from app.recipe.students.layers import AttentionShape
 
 STAGES = 3
 """Stages of both residual architectures."""
@@ -37,6 +39,12 @@ def basic_blocks(student: CifarResNet | WideResNet) -> int:
 def feed_forward_width(student: Vit) -> int:
     """Units of the hidden layer of a transformer block's feed-forward part."""
     return max(1, round(student.width * student.mlp_ratio))
+
+
+def vit_attention(student: Vit, image: ImageInput) -> AttentionShape:
+    """Sizes of the attention in a vision transformer, whose first token is that of the class."""
+    rows, columns = image.height // student.patch_size, image.width // student.patch_size
+    return AttentionShape(rows * columns + 1, student.width, student.heads, (rows, columns))
 
 
 def vgg_stages(student: CifarVgg) -> list[list[int]]:

@@ -36,6 +36,8 @@ from app.recipe.students.layers import (
     NormSpec,
     Relu,
     Silu,
+    SoftAttention,
+    SoftplusAttention,
 )
 from worker.students import BUILDERS, build
 
@@ -74,6 +76,9 @@ CASES += [
     (Vit(patch_size=2, width=16, depth=2, norm=norm(), attention=attention(), activation=activation()), LARGER)
     for norm, attention, activation in [*product(TOKEN_NORMS, ATTENTIONS, (Relu, Silu))]
 ]
+SOFTS = (SoftAttention(normalised=True, conv_size=0), SoftAttention(ratio=4), SoftplusAttention(power=None))
+CASES += [(Vit(patch_size=2, width=16, depth=2, attention=attention), LARGER) for attention in SOFTS]
+CASES += [(Vit(patch_size=2, width=4, depth=2, heads=1, attention=attention()), LARGER) for attention in ATTENTIONS]
 each = pytest.mark.parametrize(("student", "image"), CASES)
 
 
