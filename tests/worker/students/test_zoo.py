@@ -58,7 +58,7 @@ LAYERED: dict[str, Student] = {
     "rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=RmsNorm(), activation=Relu()),
     "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
     "sigmoid attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SigmoidAttention()),
-    "softplus attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftplusAttention()),
+    "softplus attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftplusAttention(power=1.0)),
     "soft attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftAttention(ratio=1)),
     "normalised soft attention": Vit(
         patch_size=1, width=8, depth=2, heads=2, attention=SoftAttention(ratio=1, normalised=True, conv_size=0)

@@ -152,7 +152,7 @@ class SoftplusAttention(AttentionSpec):
 
     def cost(self, shape: AttentionShape) -> AttentionCost:
         pairs = shape.heads * shape.tokens**2
-        kept = 5 if self.power is None else 8
+        kept = 7 if self.power is None else 10
         return AttentionCost(_of_pairs(shape), shape.tokens * shape.width + kept * pairs, pairs)
 
 
@@ -185,7 +185,7 @@ class SoftAttention(AttentionSpec):
     def cost(self, shape: AttentionShape) -> AttentionCost:
         marks, size = shape.positions // self.ratio**2, shape.size
         products = size * (marks * self.ratio**2 * size + 3 * shape.tokens * marks + 2 * marks**2)
-        inverse = 2 * (NEWTON_STEPS + 1) * marks**3
+        inverse = (2 * NEWTON_STEPS + (1 if self.normalised else 2)) * marks**3
         local, filters = self.conv_size**2 * shape.heads, self.ratio**2 * size**2
         return AttentionCost(
             2 * shape.heads * (products + inverse) + 2 * local * size * shape.positions,

@@ -53,8 +53,9 @@ def normalised_inverse(matrix: Tensor, steps: int = NEWTON_STEPS, *, alike: bool
     from all together, which couples the samples of a batch."""
     sums = matrix.sum(-1)
     scale = 2 / (sums.amax() if alike else sums.amax(-1)[..., None, None]).square()
+    square = matrix @ matrix
     for _ in range(MAX_HALVINGS):
-        error = (_identity(matrix) - scale * (matrix @ matrix)).abs().sum(-2)
+        error = (_identity(matrix) - scale * square).abs().sum(-2)
         largest = error.amax() if alike else error.amax(-1)[..., None, None]
         scale = torch.where(largest > LARGEST_ERROR, scale / 2, scale)
     roots = sums.rsqrt()

@@ -15,8 +15,8 @@ from worker.tensors import at_least_float32
 LEAST_EXCESS = 1e-6
 """Weights this little above the offset, relative to their average, are suppressed: equal ones differ by rounding, which
 the re-weighting would make all the difference."""
-EXACT = 1e9
-"""Product above which softplus is the identity; with torch's 20 gradients would be off."""
+FAR = -30.0
+"""Below, log(log(1 + exp x)) is x to 14 digits."""
 
 
 def softplus_weights(query: Tensor, key: Tensor, mask: AttentionMask, power: float | None, offset: float) -> Tensor:
@@ -28,23 +28,28 @@ def softplus_weights(query: Tensor, key: Tensor, mask: AttentionMask, power: flo
         seen = torch.ones(1, 1, 1, key.shape[-2], dtype=torch.bool, device=query.device)
     count = seen.sum(-1, keepdim=True).clamp(min=1).to(products.dtype)
     size = query.shape[-1]
-    positive = _softplus(products * (log(size) / size**0.5 * count.log())) * seen
-    weights = positive / positive.sum(-1, keepdim=True).clamp(min=torch.finfo(products.dtype).tiny)
+    weights = _softmax(_log_softplus(products * (log(size) / size**0.5 * count.log())), seen)
     return weights if power is None else _reweighted(weights, count, power, offset)
 
 
-def _softplus(x: Tensor) -> Tensor:
-    return F.relu(x) + torch.log1p(torch.exp(-x.abs()))
+def _log_softplus(x: Tensor) -> Tensor:
+    """log(log(1 + exp x)), which is x where that is far below 0: so no row of weights vanishes."""
+    near = x.clamp(min=FAR)
+    return torch.where(x > FAR, (F.relu(near) + torch.log1p(torch.exp(-near.abs()))).log(), x)
+
+
+def _softmax(x: Tensor, seen: Tensor) -> Tensor:
+    """Softmax over the entries that are `seen` (bool); zeros for others."""
+    empty = ~seen.any(-1, keepdim=True)
+    return x.masked_fill(~(seen | empty), float("-inf")).softmax(-1) * seen
 
 
 def _reweighted(weights: Tensor, count: Tensor, power: float, offset: float) -> Tensor:
     """max(count weights - offset, 0)^power / its sum, by logarithms, in which high powers do not vanish."""
     excess = count * weights - torch.where(count > 1, offset, 0.0)
     kept = excess > LEAST_EXCESS
-    logarithms = power * excess.clamp(min=LEAST_EXCESS).log()
-    some = kept.any(-1, keepdim=True)
-    sharp = logarithms.masked_fill(~kept & some, float("-inf")).softmax(-1)
-    return torch.where(some, sharp, weights)
+    sharp = _softmax(power * excess.clamp(min=LEAST_EXCESS).log(), kept)
+    return torch.where(kept.any(-1, keepdim=True), sharp, weights)
 
 
 @ATTENTIONS.register(SoftplusAttention)
