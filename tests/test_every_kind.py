@@ -107,7 +107,10 @@ LAYERED: dict[str, Document] = {
     },
     "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
     "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
-    "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
+    **{
+        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
+        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
+    },
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""
