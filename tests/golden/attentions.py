@@ -12,7 +12,7 @@ from app.recipe.students.layers import AttentionShape, NalaAttention, SoftAttent
 from tests.golden import Case
 from tests.golden.comparison import Comparison
 from worker.students.layers.attentions import ATTENTIONS, AttentionMask
-from worker.students.layers.attentions.nala import NalaSelfAttention, grid_angles
+from worker.students.layers.attentions.nala import grid_angles
 from worker.students.layers.attentions.sigmoid import sigmoid_attention
 from worker.students.layers.attentions.soft import SoftSelfAttention, normalised_inverse, ridge_inverse
 from worker.students.layers.attentions.softplus import softplus_weights
@@ -86,13 +86,11 @@ def nalaformer(case: Case) -> Iterator[Comparison]:
     """The whole layer, from images (N, C, H, W), and the angles of its rotation."""
     samples = case.inputs["x"].clone().requires_grad_()
     grid, width = samples.shape[2:], samples.shape[1]
-    angles = grid_angles((grid[0], grid[1]), width // case.hyper["heads"]).repeat_interleave(2, -1)
+    angles = grid_angles((grid[0], grid[1]), width // case.hyper["heads"], samples).repeat_interleave(2, -1)
     yield Comparison("nala", "cos", angles.cos(), case.inputs["cos"])
     yield Comparison("nala", "sin", angles.sin(), case.inputs["sin"])
     shape = AttentionShape(grid[0] * grid[1], width, case.hyper["heads"], (grid[0], grid[1]))
     module = ATTENTIONS.build(NalaAttention(), shape).double()
-    assert isinstance(module, NalaSelfAttention)
-    module.cosines, module.sines = angles[:, ::2].cos(), angles[:, ::2].sin()
     parameters = _fill(module, case.inputs, NALA_PARTS)
     found = module(samples.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, grid)
     yield from _compared(case, "nala", found, {"grad_x": samples, **parameters})

@@ -28,20 +28,19 @@ LEAST_SUM = LEAST_NORM = 1e-6
 """Added to the sum of the weights; least norm of a query, which divides it."""
 
 
-def grid_angles(grid: tuple[int, int], size: int) -> Tensor:
-    """Angles (rows * columns, size / 2) float64 of pairs of channels: of the first half by the row, of the others by
-    the column."""
-    rows, columns = (torch.arange(side, dtype=torch.float64) for side in grid)
-    speeds = BASE ** -torch.linspace(0, 1, size // 4, dtype=torch.float64)
-    by_row = (rows[:, None] * speeds)[:, None].expand(-1, len(columns), -1)
-    by_column = (columns[:, None] * speeds)[None].expand(len(rows), -1, -1)
+def grid_angles(grid: tuple[int, int], size: int, like: Tensor) -> Tensor:
+    """Angles (rows * columns, size / 2) of pairs of channels, in the dtype and on the device of `like`: of the first
+    half by the row, of the others by the column."""
+    rows, columns = (torch.arange(side, dtype=like.dtype, device=like.device) for side in grid)
+    speeds = BASE ** -torch.linspace(0, 1, size // 4, dtype=like.dtype, device=like.device)
+    by_row = (rows[:, None] * speeds)[:, None].expand(-1, grid[1], -1)
+    by_column = (columns[:, None] * speeds)[None].expand(grid[0], -1, -1)
     return torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
 
 
-def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Neighbouring pairs of channels of `x` (..., S, d), floating, rotated by the angles with these cosines and sines
-    (S, d / 2)."""
-    even, odd = x[..., ::2], x[..., 1::2]
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """Neighbouring pairs of channels of `x` (..., S, d), floating, rotated by `angles` (S, d / 2)."""
+    even, odd, cosines, sines = x[..., ::2], x[..., 1::2], angles.cos(), angles.sin()
     return torch.stack([even * cosines - odd * sines, odd * cosines + even * sines], dim=-1).flatten(-2)
 
 
@@ -53,19 +52,12 @@ def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
 class NalaSelfAttention(SelfAttention):
     """norm(core + local(v)) * silu(g), where core is linear attention of powers of queries and of cubed keys."""
 
-    cosines: Tensor
-    sines: Tensor
-
     def __init__(self, spec: NalaAttention, shape: AttentionShape) -> None:
         super().__init__(spec, shape)
         assert shape.grid is not None  # by the contract
         self.grid, self.power, self.half = shape.grid, spec.power, spec.half
         self.local = nn.Conv2d(shape.width, shape.width, LOCAL_SIDE, padding=LOCAL_SIDE // 2, groups=shape.width)
         self.norm = nn.LayerNorm(shape.width)
-        angles = F.pad(grid_angles(shape.grid, shape.size), (0, 0, shape.tokens - shape.positions, 0))
-        dtype = torch.get_default_dtype()
-        self.register_buffer("cosines", angles.cos().to(dtype), persistent=False)
-        self.register_buffer("sines", angles.sin().to(dtype), persistent=False)
 
     def mix(self, mapped: tuple[Tensor, ...], mask: AttentionMask) -> Tensor:
         """See `SelfAttention.mix`; the attention is computed in at least float32."""
@@ -84,8 +76,10 @@ class NalaSelfAttention(SelfAttention):
         queries = [(part / norms.clamp(min=LEAST_NORM)) ** exponents for part in _parts(query)]
         keys = list(_parts(key**3))
         total = torch.cat(queries, -1) @ torch.cat(keys, -1).mean(-2).unsqueeze(-1)
+        angles = grid_angles(self.grid, query.shape[-1], query)
+        angles = F.pad(angles, (0, 0, query.shape[-2] - len(angles), 0))  # others than patches have no place
         turned_query, turned_key = (
-            torch.cat([rotated(part, self.cosines, self.sines) for part in parts], -1) for parts in (queries, keys)
+            torch.cat([rotated(part, angles) for part in parts], -1) for parts in (queries, keys)
         )
         summed = turned_key.transpose(-2, -1) @ value / value.shape[-2]
         return turned_query @ summed / (total + LEAST_SUM)
