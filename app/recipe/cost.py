@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 from app.recipe.students.architectures import (
@@ -16,6 +17,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    TextTransformer,
     Timm,
     Transformers,
     Vit,
@@ -35,6 +37,7 @@ from app.recipe.students.shapes import (
     feed_forward_width,
     mobilenet_shape,
     shufflenet_widths,
+    text_attention,
     vgg_stages,
     vit_attention,
 )
@@ -77,9 +80,9 @@ _Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
 class _Tally:
     """Sums of costs, layer by layer."""
 
-    def __init__(self, image: ImageInput) -> None:
+    def __init__(self, sample: Input) -> None:
         self.parameters = self.flops = self.matrices = self.last_matrix = 0
-        self.activations = self.peak = image.channels * image.height * image.width
+        self.activations = self.peak = prod(sample.axes)
         self.normalised = set[int]()
         """Channels of the layers that are normalised."""
 
@@ -175,9 +178,11 @@ def normalised_channels(network: Network) -> set[int]:
 def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
     if isinstance(student, Transformers | Timm | DualEncoder | InpFormerNetwork):
         return None
-    image = as_image(sample)
-    tally = _Tally(image)
-    _COUNTERS[type(student)](student, image, outputs, tally)
+    tally = _Tally(sample)
+    if isinstance(student, TextTransformer):
+        _text_transformer(student, sample, outputs, tally)
+    else:
+        _COUNTERS[type(student)](student, as_image(sample), outputs, tally)
     return tally
 
 
@@ -320,7 +325,18 @@ def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
     tally.head(student.head, width, classes)
 
 
-def _transformer_block(student: Vit, shape: AttentionShape, tally: _Tally) -> None:
+def _text_transformer(student: TextTransformer, sample: Input, outputs: int, tally: _Tally) -> None:
+    assert isinstance(sample, TextInput)  # the rules refuse others
+    width, shape = student.width, text_attention(student, sample.length)
+    tally.parameters += (sample.vocabulary + (shape.tokens if student.positions == "learned" else 0)) * width
+    for _ in range(student.depth):
+        _transformer_block(student, shape, tally)
+    tally.keep(width * shape.tokens)
+    tally.norm(student.norm, width, shape.tokens)
+    tally.head(student.head, width, outputs)
+
+
+def _transformer_block(student: Vit | TextTransformer, shape: AttentionShape, tally: _Tally) -> None:
     width, hidden, tokens = student.width, feed_forward_width(student), shape.tokens
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)

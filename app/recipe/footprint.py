@@ -13,7 +13,15 @@ from typing import NamedTuple
 from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
-from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Mlp, Network, Transformers, Vit
+from app.recipe.students.architectures import (
+    DualEncoder,
+    InpFormerNetwork,
+    Mlp,
+    Network,
+    TextTransformer,
+    Transformers,
+    Vit,
+)
 from app.recipe.students.heads import VqLogits
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
@@ -167,7 +175,7 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
 
 
 def _is_dense(network: Network) -> bool:
-    return isinstance(network, Mlp | Vit | Transformers | DualEncoder | InpFormerNetwork)
+    return isinstance(network, Mlp | Vit | TextTransformer | Transformers | DualEncoder | InpFormerNetwork)
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:

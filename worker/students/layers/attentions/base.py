@@ -84,8 +84,8 @@ def in_full_precision(device: torch.device) -> AbstractContextManager[object]:
 
 def on_grid(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """The last tokens (N, ..., S, C), which are patches row by row, as maps (N, ..., C, rows, columns)."""
-    rows, columns = grid
-    return tokens[..., tokens.shape[-2] - rows * columns :, :].transpose(-2, -1).unflatten(-1, grid)
+    patches = tokens[..., tokens.shape[-2] - grid[0] * grid[1] :, :].transpose(-2, -1)
+    return patches.reshape(*patches.shape[:-1], *grid)
 
 
 def off_grid(maps: Tensor, tokens: int) -> Tensor:

@@ -55,7 +55,7 @@ class NalaSelfAttention(SelfAttention):
     def __init__(self, spec: NalaAttention, shape: AttentionShape) -> None:
         super().__init__(spec, shape)
         assert shape.grid is not None  # by the contract
-        self.grid, self.power, self.half = shape.grid, spec.power, spec.half
+        self.grid, self.power, self.least_power = shape.grid, spec.power, spec.half
         self.local = nn.Conv2d(shape.width, shape.width, LOCAL_SIDE, padding=LOCAL_SIDE // 2, groups=shape.width)
         self.norm = nn.LayerNorm(shape.width)
 
@@ -72,7 +72,7 @@ class NalaSelfAttention(SelfAttention):
         """See `SelfAttention.attend`; of queries, keys and values."""
         query, key, value = heads
         norms = query.norm(dim=-1, keepdim=True)
-        exponents = self.power * (self.half + norms.tanh())
+        exponents = self.power * (self.least_power + norms.tanh())
         queries = [(part / norms.clamp(min=LEAST_NORM)) ** exponents for part in _parts(query)]
         keys = list(_parts(key**3))
         total = torch.cat(queries, -1) @ torch.cat(keys, -1).mean(-2).unsqueeze(-1)

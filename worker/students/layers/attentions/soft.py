@@ -100,10 +100,10 @@ class SoftSelfAttention(SelfAttention):
     def _landmarks(self, query: Tensor) -> Tensor:
         """Landmarks (N, H, M, d) of scaled queries (N, H, S, d)."""
         pooled = self.landmark(on_grid(query, self.grid).flatten(0, 1)).flatten(2).transpose(1, 2)
-        return F.gelu(self.landmark_norm(pooled)).unflatten(0, query.shape[:2])
+        return F.gelu(self.landmark_norm(pooled)).view(*query.shape[:2], *pooled.shape[1:])
 
     def _convolved(self, value: Tensor) -> Tensor:
         """Values (N, H, S, d) on the grid, each channel of a head with the filter of the head."""
         maps = on_grid(value, self.grid).transpose(1, 2)
-        convolved = self.local(maps.flatten(0, 1)).unflatten(0, maps.shape[:2])
+        convolved = self.local(maps.flatten(0, 1)).view_as(maps)
         return off_grid(convolved.transpose(1, 2), value.shape[-2])
