@@ -89,6 +89,21 @@ LISTS: Document = {
     **{"label_columns": ["scores"], "max_length": 8},
 }
 """Queries with candidates, in lists of several lengths."""
+LAYERED: dict[str, Document] = {
+    "layer norm": {"architecture": "cifar-resnet", "norm": {"kind": "layer"}, "activation": {"kind": "gelu"}},
+    "group norm": {
+        **{"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}},
+        "activation": {"kind": "leaky-relu"},
+    },
+    "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
+    "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
+    **{
+        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
+        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
+    },
+    "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
+}
+"""Students of layers that no architecture has by default."""
 LAST: Document = {"teacher": "stages.2", "student": "stages.2"}
 NORMS: list[Document] = [{"teacher": path, "student": path} for path in ("stages.1.0.norm1", "stages.2.0.norm1")]
 ATTENTION: Document = {"qkv": "blocks.0.attention.qkv"}

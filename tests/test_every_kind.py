@@ -99,21 +99,6 @@ STUDENT: dict[str, Document] = {
     "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
-LAYERED: dict[str, Document] = {
-    "layer norm": {"architecture": "cifar-resnet", "norm": {"kind": "layer"}, "activation": {"kind": "gelu"}},
-    "group norm": {
-        **{"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}},
-        "activation": {"kind": "leaky-relu"},
-    },
-    "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
-    "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
-    **{
-        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
-        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
-    },
-    "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
-}
-"""Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
@@ -237,7 +222,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "labels of mixed images", small_job(given, kinds.CNN, "multi-label-classification", data=mixed)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
-    for name, student in LAYERED.items():
+    for name, student in kinds.LAYERED.items():
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
