@@ -1,6 +1,7 @@
 """The kernels of sigmoid attention under Triton's interpreter, compared with the reference in float64.
 
-Triton must be configured before its import, so `test_sigmoid_attention.py` runs this file in a separate process.
+Triton must be configured before its import, so `test_sigmoid_attention.py` runs this file in a separate process. The
+interpreter has no products in bfloat16.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def expected(given: list[Tensor], bias: float, mask: AttentionMask) -> list[Tens
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.float16, 1e-2)])
 def test_outputs_and_gradients_are_those_of_the_reference(name: str, dtype: torch.dtype, within: float) -> None:
     sizes, mask = CASES[name]
     given = drawn(sizes, dtype)

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.worker.kernels.triton_tools import pass_under_the_interpreter
+from tests.worker.kernels.triton_tools import compiled, pass_under_the_interpreter
 from worker.kernels.sigmoid_attention import AttentionMask, plain, sigmoid_attention
 
 
 def test_the_kernels_agree_under_the_interpreter() -> None:
     pass_under_the_interpreter("tests/worker/kernels/interpreted_sigmoid.py")
+
+
+TYPES = {
+    **dict.fromkeys(("q", "k", "v", "given", "out", "grad", "grad_k", "grad_v"), "*bf16"),
+    "tokens": "*i8",
+    **dict.fromkeys(("before", "after", "heads", "groups", "q_len", "k_len"), "i32"),
+}
+
+
+@pytest.mark.parametrize("name", ["_forward", "_backward_queries", "_backward_keys"])
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_kernels_are_compiled_for_a_gpu_without_spilling(tmp_path: Path, name: str, size: int) -> None:
+    pytest.importorskip("triton")
+    from worker.kernels import sigmoid_kernels
+
+    sizes = {"SIZE": size, "D": size, "M": sigmoid_kernels.QUERIES, "B": sigmoid_kernels.KEYS, "PADDED": True}
+    found = compiled(getattr(sigmoid_kernels, name), TYPES, sizes, tmp_path, num_warps=sigmoid_kernels.warps(size))
+    assert "mma" in found.ptx, "products are those of the tensor cores"
+    assert found.stack <= 16
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
