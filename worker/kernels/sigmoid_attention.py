@@ -78,7 +78,8 @@ def _has_kernel(query: Tensor) -> bool:
     """Whether the kernel can be launched: not while a graph is made, nor where flash attention is switched off, as for
     second derivatives."""
     fits = query.is_cuda and query.dtype in DTYPES and query.shape[-1] <= LARGEST_HEAD
-    return fits and HAS_TRITON and not torch.compiler.is_compiling() and torch.backends.cuda.flash_sdp_enabled()
+    flash: bool = torch.backends.cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+    return fits and HAS_TRITON and flash and not torch.compiler.is_compiling()
 
 
 class _SigmoidAttention(torch.autograd.Function):
@@ -93,7 +94,7 @@ class _SigmoidAttention(torch.autograd.Function):
         return sigmoid_kernels.forward(query, key, value, bias, mask.tokens, mask.bounds(key.shape[2]))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]  # untyped
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from worker.kernels import sigmoid_kernels
 
