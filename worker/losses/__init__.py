@@ -12,7 +12,7 @@ from worker.losses.anyloss import AnyLossTerm
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import CfcdTerm, NormFaceTerm, UnpgTerm
+from worker.losses.class_vectors import CfcdTerm, NormFaceTerm
 from worker.losses.comp_sum import CompSumTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dexml import DexmlTerm
@@ -30,6 +30,7 @@ from worker.losses.retrieval import LgAnnaTerm, MwTerm, UniMeTerm
 from worker.losses.spherical import ZLossTerm
 from worker.losses.svm import L2SvmTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
+from worker.losses.unpg import UnpgTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.views import NtXentTerm
 from worker.losses.vocabularies import UldTerm
