@@ -20,7 +20,7 @@ from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.outputs import HiddenStates
-from worker.students.heads.vq_logits import CodebookHead, codebook_in_place_of, codebook_of
+from worker.students.heads.vq_logits import CodebookHead, codebook_in_place_of, codebook_of, require_fewer
 from worker.students.leftovers import leftovers
 from worker.students.pooling import pool
 from worker.transformers_library import blaming_the_config, library
@@ -68,9 +68,7 @@ def _set_head(network: Any, student: Transformers) -> None:
     """Put a fresh codebook in the place of the last layer, if the student has one."""
     if isinstance(student.head, VqLogits):
         layer = network.get_output_embeddings()
-        if (tokens := len(layer.weight)) <= student.head.codes:
-            found = f"is {student.head.codes}, and the vocabulary has {tokens} tokens; accepted: fewer than tokens"
-            raise UserError("invalid_architecture", f"student.head.codes {found}", "student.head.codes")
+        require_fewer(student.head, len(layer.weight))
         network.set_output_embeddings(codebook_in_place_of(layer, student.head.codes))
 
 

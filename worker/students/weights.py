@@ -32,6 +32,7 @@ from worker.errors import UserError
 from worker.limits import SECONDS, Subject, memory_limit, reading
 from worker.students import hugging_face, hugging_face_folder, timm_network
 from worker.students.faults import InvalidModel
+from worker.students.heads.vq_logits import require_codes
 from worker.students.model import Model
 
 __all__ = [
@@ -115,6 +116,11 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
         raise InvalidModel(error.message) from error
     model = _ready(Model(config, network))
     model.ignored = ignored
+    if (layer := model.codebook) is not None:
+        try:
+            require_codes(layer.codes, len(layer.weight))
+        except ValueError as error:
+            raise InvalidModel(f"{WEIGHTS}: a tensor of codes {error}") from error
     return model
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from worker.losses.codebook import code_mass, log_counts
 from worker.outputs import HiddenStates
-from worker.students.heads.vq_logits import CodebookHead, last_decoder_layer
 from worker.students.model import Model
 from worker.tasks.base import Figures, ReportInputs
 from worker.tasks.causal_lm.evaluator import hidden_states_of, labels_of
@@ -22,8 +21,8 @@ def codebook_figures(inputs: ReportInputs) -> Figures:
     By the first teacher with the same tokens, on up to 4,096 held-out tokens: `entropy_within_codes`, the mean entropy
     of the tokens within their code, and `least_kl`, below which the student's mean KL can't fall, both in nats. Empty
     if the student's last layer is no codebook."""
-    layer = last_decoder_layer(inputs.student)
-    if not isinstance(layer, CodebookHead):
+    layer = inputs.student.codebook
+    if layer is None:
         return {}
     number, width = layer.weight.shape
     sizes = {"bytes": 4 * number * width + 4 * len(layer.codes), "full_bytes": 4 * len(layer.codes) * width}
