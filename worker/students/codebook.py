@@ -28,9 +28,7 @@ def start_codebook(student: Model, teachers: Mapping[str, Model], seed: int) -> 
     teacher = next((each for each in teachers.values() if each.input_key == student.input_key), None)
     rows = None if teacher is None else output_embeddings(teacher)
     if rows is None:
-        found = (
-            "is vq-logits, and no teacher has the student's inputs and a linear last layer, whose rows are clustered"
-        )
+        found = "is vq-logits, and no teacher has the student's inputs and a linear last layer, for its codes"
         raise UserError("invalid_job", f"student.head.kind {found}; accepted: linear", "student.head.kind")
     rows = F.pad(rows.float().cpu(), (0, 0, 0, max(0, len(layer.codes) - len(rows))))[: len(layer.codes)]
     draw = torch.Generator().manual_seed(derive_seed(seed, "codebook"))

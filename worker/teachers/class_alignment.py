@@ -15,8 +15,8 @@ from worker.students.model import Model, last_layer
 def take_classes(model: Model, places: Sequence[int], names: Sequence[str] | None) -> None:
     """Change `model` in place: output i becomes its former output `places[i]`, with the class name `names[i]`.
 
-    The rows of the last layer's weight (C, D) and bias (C,), or its codes (C,), are selected and reordered, so that the layer, its weights
-    and the outputs have the same order everywhere, and a forward pass costs nothing more.
+    The rows of the last layer's weight (C, D) and bias (C,), or its codes (C,), are selected and reordered, so that the
+    layer, its weights and the outputs have the same order everywhere, and a forward pass costs nothing more.
     """
     class_names = None if names is None else list(names)
     if list(places) != list(range(model.config.outputs)):
