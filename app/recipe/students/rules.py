@@ -100,9 +100,8 @@ def _head_problems(job: JobSpec, network: Network, outputs: int | None) -> Itera
             found = f"is {job.recipe.method.kind}, and its steps compute the logits of all classes"
             yield Problem("recipe.method.kind", found, f"supervised, or another student.head than {head.kind}")
         if outputs is not None and head.codes >= outputs:
-            yield Problem(
-                "student.head.codes", f"is {head.codes}, and there are {outputs} classes", "fewer than classes"
-            )
+            found = f"is {head.codes}, and there are {outputs} classes"
+            yield Problem("student.head.codes", found, f"at most {outputs - 1}")
 
 
 def _closed_form_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
