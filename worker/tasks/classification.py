@@ -121,8 +121,8 @@ class Classification(SampleTask):
         yield "nll", 2 * allowed
 
     def report_figures(self, inputs: ReportInputs) -> Figures:
-        """The `codebook`, if the student has one; `highest_accuracy` is the share of held-out samples whose class is the
-        first of its code, which is the only one that is chosen."""
+        """The `codebook`, if the student has one; `highest_accuracy` is the share of held-out samples whose class is
+        the first of its code, the only one that is chosen."""
         found = codebook_figures(inputs, lambda teacher: _logits(teacher, inputs.samples))
         if inputs.student.codebook is None:
             return {}
