@@ -20,8 +20,10 @@ from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.outputs import HiddenStates
-from worker.students.heads.vq_logits import CodebookHead, codebook_in_place_of, codebook_of, require_fewer
+from worker.students.faults import Misfit
+from worker.students.heads.vq_logits import CodebookHead
 from worker.students.leftovers import leftovers
+from worker.students.library_codebook import full_rows, load_codebook, set_codebook
 from worker.students.pooling import pool
 from worker.transformers_library import blaming_the_config, library
 
@@ -30,18 +32,8 @@ GENERATION = "generation_config.json"
 """The library's file beside a decoder, for its `generate`."""
 SLACK = 1_000_000
 """Weights that a file may lack and the network is still built, so that each missing one can be named."""
-LAST_LAYER = "lm_head"
-"""Name of the last layer of all decoders."""
-CODES = f"{LAST_LAYER}.codes"
-"""Name of the codes of a codebook's tokens in the file of weights."""
-UNTIED = {"tie_word_embeddings": False}
-"""Of a network with a codebook, whose rows are not the embeddings of tokens."""
 UNUSED = "pooler."
 """Prefix of the names of a layer that an embedding encoder does not have, although its file may."""
-
-
-class Misfit(Exception):
-    """Weights don't fit the network; the text names the first one."""
 
 
 def build(
@@ -60,16 +52,9 @@ def build(
         if embedding is not None and config.hidden_size != outputs:
             raise ValueError(f"its embeddings have {config.hidden_size} dimensions, not {outputs}")
         network: nn.Module = kind._from_config(config, **_options(config, student))
-        _set_head(network, student)
+        if isinstance(student.head, VqLogits):
+            set_codebook(network, student.head, outputs, decodes=student.decodes)
     return network
-
-
-def _set_head(network: Any, student: Transformers) -> None:
-    """Put a fresh codebook in the place of the last layer, if the student has one."""
-    if isinstance(student.head, VqLogits):
-        layer = network.get_output_embeddings()
-        require_fewer(student.head, len(layer.weight))
-        network.set_output_embeddings(codebook_in_place_of(layer, student.head.codes))
 
 
 def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
@@ -121,7 +106,7 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
     student = config.architecture
     assert isinstance(student, Transformers)
     if isinstance(student.head, VqLogits):
-        return _loaded_codebook(config, state)
+        return load_codebook(config, state, _loaded)
     _require_enough(config, state)
     with blaming_the_config(student):
         described = _library_config(student, config.input, config.outputs)
@@ -131,25 +116,6 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
         kind = _network_class(described, student, config.input, config.pooling, per_token=per_token)
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
         return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
-
-
-def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """As `_loaded`, for a network with a codebook, whose file has a row for every token, and their codes."""
-    student = config.architecture
-    assert isinstance(student, Transformers)  # by the caller, as its head
-    assert isinstance(student.head, VqLogits)
-    full = Transformers(config={**student.config, **UNTIED})
-    rest = {name: tensor for name, tensor in state.items() if name != CODES}
-    network, found = _loaded(config.model_copy(update={"architecture": full}), rest)
-    if CODES not in state:
-        raise Misfit(f"lacks the tensor {CODES!r}")
-    layer: Any = network.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
-    try:
-        head = codebook_of(layer, state[CODES].long(), student.head.codes)
-    except ValueError as error:
-        raise Misfit(f"tensor {CODES!r} {error}") from error
-    network.set_output_embeddings(head)  # type: ignore[operator]
-    return network, found
 
 
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
@@ -162,16 +128,7 @@ def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
     if config.has_head:
         _name_classes(described, config)
     library()
-    network.save_pretrained(folder, max_shard_size=ONE_FILE, **_full_rows(network))  # type: ignore[operator]  # of PreTrainedModel
-
-
-def _full_rows(network: Any) -> dict[str, Any]:
-    """Argument with the tensors to write, if the last layer is a codebook; empty otherwise."""
-    layer = network.get_output_embeddings()
-    if not isinstance(layer, CodebookHead):
-        return {}
-    full = {f"{LAST_LAYER}.{name}": tensor for name, tensor in layer.full().items()}
-    return {"state_dict": {**network.state_dict(), **full}}
+    network.save_pretrained(folder, max_shard_size=ONE_FILE, **full_rows(network))  # type: ignore[operator]  # of PreTrainedModel
 
 
 def _name_classes(described: Any, config: ModelConfig) -> None:
@@ -188,7 +145,9 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     arguments |= _from_input(sample, known, arguments)
     _require_positions(student, arguments, known, sample)
     if student.decodes:
-        untied = {} if isinstance(student.head, LinearHead) else UNTIED
+        untied = (
+            {} if isinstance(student.head, LinearHead) else {"tie_word_embeddings": False}
+        )  # its rows are no tokens'
         return library().AutoConfig.for_model(model_type, **{**arguments, **untied, **_ends(arguments, sample)})
     return library().AutoConfig.for_model(model_type, **arguments, num_labels=outputs)
 

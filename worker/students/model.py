@@ -14,6 +14,7 @@ from worker import students
 from worker.outputs import HiddenStates
 from worker.students import hugging_face
 from worker.students.heads.vq_logits import CodebookHead
+from worker.students.last_linear import last_linear
 from worker.tensors import at_least_float32
 
 
@@ -185,8 +186,7 @@ def last_layer(model: Model) -> nn.Linear | None:
     """The last linear layer with as many outputs as the model, if there is one."""
     if isinstance(model.config.architecture, DualEncoder) or model.codebook is not None:  # cosines, and codes
         return None
-    layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
-    fitting = [name for name, layer in layers.items() if layer.out_features == model.config.outputs]
-    body = getattr(model.network, "base_model_prefix", None)  # the library may list the head before the body
-    outside = [name for name in fitting if body and not name.startswith(f"{body}.")]
-    return layers[(outside or fitting)[-1]] if fitting else None
+    name = last_linear(model.network, model.config.outputs)
+    found = None if name is None else model.network.get_submodule(name)
+    assert found is None or isinstance(found, nn.Linear)  # by its search
+    return found
