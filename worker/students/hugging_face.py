@@ -23,7 +23,7 @@ from worker.outputs import HiddenStates
 from worker.students.faults import Misfit
 from worker.students.heads.vq_logits import CodebookHead
 from worker.students.leftovers import leftovers
-from worker.students.library_codebook import full_rows, load_codebook, set_codebook
+from worker.students.library_codebook import UNTIED, full_rows, load_codebook, set_codebook
 from worker.students.pooling import pool
 from worker.transformers_library import blaming_the_config, library
 
@@ -145,9 +145,7 @@ def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
     arguments |= _from_input(sample, known, arguments)
     _require_positions(student, arguments, known, sample)
     if student.decodes:
-        untied = (
-            {} if isinstance(student.head, LinearHead) else {"tie_word_embeddings": False}
-        )  # its rows are no tokens'
+        untied = {} if isinstance(student.head, LinearHead) else UNTIED
         return library().AutoConfig.for_model(model_type, **{**arguments, **untied, **_ends(arguments, sample)})
     return library().AutoConfig.for_model(model_type, **arguments, num_labels=outputs)
 

@@ -16,6 +16,8 @@ from worker.students.last_linear import last_linear
 
 CODES = ".codes"
 """End of the name of the codes of a codebook's outputs in the file of weights."""
+UNTIED = {"tie_word_embeddings": False}
+"""Of a decoder with a codebook, whose rows are not the embeddings of tokens."""
 LAST_LAYER = "lm_head"
 """Name of the last layer of all decoders."""
 Loaded = tuple[nn.Module, Mapping[str, Any]]
@@ -39,8 +41,7 @@ def load_codebook(
     student = config.architecture
     assert isinstance(student, Transformers)  # by the caller, as its head
     assert isinstance(student.head, VqLogits)
-    tied = {"tie_word_embeddings": False} if student.decodes else {}
-    full = Transformers(config={**student.config, **tied}, head=LinearHead())
+    full = Transformers(config={**student.config, **(UNTIED if student.decodes else {})}, head=LinearHead())
     found = {key: tensor for key, tensor in state.items() if key.endswith(CODES)}
     rest = {key: tensor for key, tensor in state.items() if key not in found}
     network, report = load(config.model_copy(update={"architecture": full}), rest)

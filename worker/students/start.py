@@ -16,6 +16,7 @@ from app.recipe.students.model import ModelConfig
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face, timm_network
 from worker.students.dual_encoder import ENCODER, DualEncoderNetwork, encoder_config
+from worker.students.faults import Misfit
 from worker.students.inp_former import InpFormerModule
 from worker.students.model import Model, last_layer
 from worker.students.shrink import take_over
@@ -77,7 +78,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
             _fill(_last_weights(student), fresh)
             warn(f"the student's last layer is initialised: {error}; student.class_order can name the stored classes")
             return student
-        except (InvalidModel, hugging_face.Misfit, UserError) as error:
+        except (InvalidModel, Misfit, UserError) as error:
             raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
         _fill(_by_output(student), [rows[list(places)] for rows in _copies(_by_output(student))])

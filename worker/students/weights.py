@@ -31,7 +31,7 @@ from worker import students
 from worker.errors import UserError
 from worker.limits import SECONDS, Subject, memory_limit, reading
 from worker.students import hugging_face, hugging_face_folder, timm_network
-from worker.students.faults import InvalidModel
+from worker.students.faults import InvalidModel, Misfit
 from worker.students.heads.vq_logits import require_codes
 from worker.students.model import Model
 
@@ -153,7 +153,7 @@ def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor
 def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
     try:
         return hugging_face.from_state(config, state)
-    except hugging_face.Misfit as error:
+    except Misfit as error:
         raise InvalidModel(f"{WEIGHTS} {error}") from error
     except UserError as error:
         raise InvalidModel(error.message) from error
