@@ -275,7 +275,8 @@ class DualEncoder(TaskOption):
     """One encoder for texts and for the texts of labels: the logit of a label is the cosine of both vectors, divided by
     the temperature.
 
-    All labels are encoded in every step, with gradient. The exported model has their vectors, and encodes texts alone.
+    All labels, or `labels_per_step` of them, are encoded in every step, with gradient. The exported model has their
+    vectors, and encodes texts alone.
     """
 
     paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
@@ -290,6 +291,11 @@ class DualEncoder(TaskOption):
     (`cls`); divided by its length. None: as in the stored encoder, else the mean."""
     temperature: Temperature = 0.05
     """Divides the cosines."""
+    labels_per_step: Annotated[int, Field(ge=2, le=1 << 24)] | None = Field(
+        None, exclude_if=lambda value: value is None
+    )
+    """Labels that are encoded in a step of the training: those of the batch's samples, and others up to this number,
+    drawn anew for every step. The losses are then of these labels alone. None: all of them."""
     label_texts: Annotated[dict[str, LabelText], Field(max_length=1000)] = {}
     """Texts of labels, by the names of the classes; the text of any other class is its name. A text that is longer than
     `data.max_length` tokens loses its end."""

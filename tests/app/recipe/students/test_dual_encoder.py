@@ -182,3 +182,20 @@ def _activations_of_a_label() -> int:
     one = rough_cost(Transformers(config=BERT), TOKENS.model_copy(update={"length": 16}), 0)
     assert one is not None
     return one.activations
+
+
+SAMPLED: Document = {**DUAL, "labels_per_step": 8}
+
+
+@pytest.mark.parametrize(
+    ("param", "changes"),
+    [
+        ("recipe.accumulate", {"recipe": {"accumulate": 2}}),
+        ("resources.processes", {"resources": {"processes": 2, "queue": "cpu"}}),
+        ("recipe.losses[0].k", {"losses": [{"kind": "dexml", "criterion": "top-k", "k": 8}]}),
+    ],
+)
+def test_some_labels_in_a_step_go_with_whole_batches(param: str, changes: Document) -> None:
+    assert problems(**changes) == {}
+    assert param in problems(student=SAMPLED, **changes)
+    assert problems(student=SAMPLED) == {}
