@@ -10,7 +10,7 @@ from typing import Any
 from stillhouse.errors import BadRequest
 from stillhouse.packing import pack
 
-DATA_FIELDS = ("train", "eval", "corpus")
+DATA_FIELDS = ("train", "eval", "corpus", "label_texts")
 Notify = Callable[[str], None]
 """Called with a line for people about a folder that was packed."""
 

@@ -224,6 +224,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
     started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
     yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
+    called = {**TAGGED, "label_texts": "label-texts.jsonl"}
+    sampled = {**dual, "labels_per_step": 2}
+    yield "some labels with texts", small_job(of_labels, sampled, "multi-label-classification", data=called)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
     yield "many labels of texts", small_job(given, BERT, "multi-label-classification", data=MANY)
     mixed = {"train": "labels", "augment": [{"kind": "mixup"}, {"kind": "cutmix"}]}
@@ -275,7 +278,8 @@ class Service(NamedTuple):
 
     def addressed(self, job: Document) -> Document:
         """The job with ids in the place of names."""
-        named = {**job, "data": {**job["data"], "train": self.ids[job["data"]["train"]]}}
+        files = {name: self.ids[job["data"][name]] for name in ("train", "label_texts") if name in job["data"]}
+        named = {**job, "data": {**job["data"], **files}}
         if "teacher" in job:
             named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
         if "teachers" in job:

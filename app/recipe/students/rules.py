@@ -71,6 +71,9 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     yield from _embedding_problems(job)
+    if getattr(job.data, "label_texts", None) is not None and not isinstance(job.student, DualEncoder):
+        found = f"is given, and a {job.student.architecture} encodes no labels"
+        yield Problem("data.label_texts", found, "none, or student.architecture: dual-encoder")
 
 
 def _embedding_problems(job: JobSpec) -> Iterator[Problem]:
