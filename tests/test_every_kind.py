@@ -108,6 +108,7 @@ LAYERED: dict[str, Document] = {
     "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
     "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
+    "replaced norms": {"architecture": "transformers", "replace": [{"match": "*layernorm*", "with": {"kind": "rms"}}]},
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""

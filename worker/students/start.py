@@ -14,14 +14,24 @@ from app.recipe.job import JobSpec
 from app.recipe.students.architectures import DualEncoder, InpFormer, Pretrained, Timm, Transformers
 from app.recipe.students.model import ModelConfig
 from worker.errors import UserError, unusable_model
-from worker.students import hugging_face, timm_network
+from worker.students import hugging_face_weights, timm_network
 from worker.students.dual_encoder import ENCODER, DualEncoderNetwork, encoder_config
 from worker.students.inp_former import InpFormerModule
+from worker.students.leftovers import shown_names
 from worker.students.model import Model, last_layer
 from worker.students.shrink import take_over
 from worker.students.weights import InvalidModel, load_model, read_config, reading_weights, stored_weights
 
 EVERY_LAYER = range(1000)
+
+
+def _start_of_the_library(student: Model, folder: Path, warn: Callable[[str], None]) -> None:
+    started = hugging_face_weights.start_from(student.network, student.config, stored_weights(folder))
+    student.ignored = started.ignored
+    if started.fresh:
+        warn(f"replaced layers are initialised, as nothing is stored for them: {shown_names(started.fresh)}")
+    if started.dropped:
+        warn(f"replaced layers have no place for stored weights: {shown_names(started.dropped)}")
 
 
 @torch.no_grad()
@@ -43,7 +53,7 @@ def _start_encoder(network: DualEncoderNetwork, config: ModelConfig, folder: Pat
     if dual or stored.has_head:
         body = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
         state = body or state  # a folder of the library may have an encoder alone
-    return hugging_face.start_from(network.encoder, encoder_config(config), state)
+    return hugging_face_weights.start_from(network.encoder, encoder_config(config), state).ignored
 
 
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
@@ -66,7 +76,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
                 student.ignored = _start_encoder(student.network, student.config, folder)
                 return student
             if isinstance(student.config.architecture, Transformers):
-                student.ignored = hugging_face.start_from(student.network, student.config, stored_weights(folder))
+                _start_of_the_library(student, folder, warn)
             elif isinstance(student.config.architecture, Timm):
                 _start_timm(student, load_model(folder))
             else:
@@ -77,7 +87,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
             _fill(student, fresh)
             warn(f"the student's last layer is initialised: {error}; student.class_order can name the stored classes")
             return student
-        except (InvalidModel, hugging_face.Misfit, UserError) as error:
+        except (InvalidModel, hugging_face_weights.Misfit, UserError) as error:
             raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
         _fill(student, [weight[list(places)] for weight in _last_weights(student)])

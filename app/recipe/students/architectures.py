@@ -25,6 +25,7 @@ from app.recipe.students.layers import (
 )
 from app.recipe.students.pooling import Pooling
 from app.recipe.students.reconstruction_settings import Reconstruction
+from app.recipe.students.replacements import Replacements, no_replacements
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
@@ -186,6 +187,8 @@ class Transformers(Option):
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
     """Last layer of a language model, from the hidden states to the logits."""
+    replace: Replacements = no_replacements()
+    """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
@@ -266,6 +269,8 @@ class Pretrained(Option, Origin):
     """
 
     architecture: Literal["pretrained"] = "pretrained"
+    replace: Replacements = no_replacements()
+    """Layers of a network of the Transformers library that are built as another kind, behind those that already are."""
 
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -299,6 +304,8 @@ class DualEncoder(TaskOption):
         network = self.encoder
         if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
             raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        if network.replace:
+            raise ValueError("encoder: replace is not for the encoder of a dual-encoder; accepted: none")
         return self
 
 
@@ -346,6 +353,11 @@ Network = Annotated[
     Field(discriminator="architecture"),
 ]
 """Networks that can be built from their description."""
+
+
+def opens_in_a_library(network: Network) -> bool:
+    """Whether a public library can load the weights of a network."""
+    return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
 
 
 def reads_texts(network: Network) -> bool:

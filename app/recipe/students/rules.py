@@ -64,6 +64,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
                 yield from _head_problems(job, network)
                 yield from _closed_form_problems(job, network)
                 yield from _dual_encoder_problems(job, network)
+                yield from _replacement_problems(job, network)
                 yield from _network_problems(job, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
@@ -93,6 +94,13 @@ def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
     if not job.all_teachers and job.start is None:
         found = f"is {network.head.kind}, which clusters a teacher's output embeddings, and there is no teacher"
         yield Problem("student.head.kind", found, "linear, or a teacher")
+
+
+def _replacement_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
+    """Problem of an encoder that is stored for a library which builds its layers itself."""
+    if isinstance(network, Transformers) and network.replace and job.task_spec.pools_tokens:
+        found = f"is given, and a model for {job.task} is stored for a library that builds its layers itself"
+        yield Problem("student.replace", found, "none")
 
 
 def _closed_form_problems(job: JobSpec, network: Network) -> Iterator[Problem]:

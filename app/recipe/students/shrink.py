@@ -168,6 +168,7 @@ def resized_model(config: ModelConfig, sizes: SubNetwork) -> ModelConfig:
 
 def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
     """The networks of every sub-space of the method, the largest first. Raises `Unshrinkable`."""
+    _refuse_replaced(teacher)
     if not isinstance(teacher, Transformers) or teacher.model_type not in SLICED:
         name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
         found = f"a teacher of type {name} has no sub-networks that are leading slices"
@@ -210,6 +211,7 @@ def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelC
 
 def shrunk(student: Shrink, teacher: Network) -> Network:
     """The architecture that `student` describes. Raises `Unshrinkable`."""
+    _refuse_replaced(teacher)
     if isinstance(teacher, CifarResNet):
         return _cifar_resnet(student, teacher)
     if isinstance(teacher, WideResNet):
@@ -221,6 +223,13 @@ def shrunk(student: Shrink, teacher: Network) -> Network:
     name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
     known = ", ".join(["cifar-resnet", "wide-resnet", "vit", *(name for name in ENCODERS if name != "vit")])
     raise Unshrinkable("architecture", f"a teacher of type {name} can't be shrunk", f"a teacher of type {known}")
+
+
+def _refuse_replaced(teacher: Network) -> None:
+    """Whether its layers have the weights of other kinds, which are not sliced. Raises `Unshrinkable`."""
+    if isinstance(teacher, Transformers) and teacher.replace:
+        found = "the teacher has replaced layers, whose weights are not sliced"
+        raise Unshrinkable("architecture", found, "a teacher without")
 
 
 def kept_layers(student: Shrink, depth: int) -> list[int]:
