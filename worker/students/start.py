@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.recipe.data.class_rules import model_classes
 from app.recipe.data.classes import ClassList, ClassMismatch, match_classes
@@ -26,7 +26,9 @@ EVERY_LAYER = range(1000)
 
 
 def _start_of_the_library(student: Model, folder: Path, warn: Callable[[str], None]) -> None:
-    started = hugging_face_weights.start_from(student.network, student.config, stored_weights(folder))
+    encodes = student.config.pooling is not None
+    state = _encoder_weights(folder, student.network) if encodes else stored_weights(folder)
+    started = hugging_face_weights.start_from(student.network, student.config, state)
     student.ignored = started.ignored
     if started.fresh:
         warn(f"replaced layers are initialised, as nothing is stored for them: {shown_names(started.fresh)}")
@@ -45,15 +47,21 @@ def _start_timm(student: Model, stored: Model) -> None:
 
 
 def _start_encoder(network: DualEncoderNetwork, config: ModelConfig, folder: Path) -> list[str]:
-    """Copy the weights of a stored encoder, or of that of a stored classifier or dual encoder, into that of `network`,
-    which `config` describes; returns names as `start_from` does."""
+    """Copy the weights of a stored encoder into that of `network`, which `config` describes; returns the names of
+    ignored ones."""
+    state = _encoder_weights(folder, network.encoder)
+    return hugging_face_weights.start_from(network.encoder, encoder_config(config), state).ignored
+
+
+def _encoder_weights(folder: Path, encoder: nn.Module) -> dict[str, Tensor]:
+    """Weights of a stored encoder, or of that of a stored classifier or dual encoder, for a network like `encoder`."""
     state, stored = stored_weights(folder), read_config(folder)
     dual = isinstance(stored.architecture, DualEncoder)
-    prefix = ENCODER if dual else f"{network.encoder.base_model_prefix}."
-    if dual or stored.has_head:
-        body = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
-        state = body or state  # a folder of the library may have an encoder alone
-    return hugging_face_weights.start_from(network.encoder, encoder_config(config), state).ignored
+    prefix = ENCODER if dual else f"{encoder.base_model_prefix}."
+    if not dual and not stored.has_head:
+        return state
+    body = {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    return body or state  # a folder of the library may have an encoder alone
 
 
 def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Callable[[str], None]) -> Model:
