@@ -250,6 +250,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     coded = {**kinds.DECODER, "head": {"kind": "vq-logits", "codes": 8}}
     read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}
     yield "codebook", small_job(taught, coded, "causal-lm", data=read)
+    shared = {**kinds.CNN, "head": {"kind": "vq-logits", "codes": 7}}
+    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
+    yield "codebook of classes", small_job(taught, shared, teacher={"model": "vit"}, export=formats)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
     yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})

@@ -115,9 +115,9 @@ class _Tally:
 
     def last_layer(self, head: HeadSpec, features: int, outputs: int) -> None:
         """The last layer on features that the layer before keeps; its outputs are kept."""
-        self.matrix(features, outputs, bias=head.has_bias)
+        self.matrix(features, head.rows(outputs), bias=head.has_bias)
         self.parameters += head.further_weights
-        self.keep(outputs)
+        self.keep(head.rows(outputs))
 
     def keep(self, elements: int, times: int = 1) -> None:
         """`times` tensors of `elements` that are kept for the backward pass."""

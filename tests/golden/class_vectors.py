@@ -19,10 +19,9 @@ from worker.losses.class_vectors import (
     cosines_with,
     madacos,
     madacos_logits,
-    negative_pairs,
-    within_whiskers,
 )
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
+from worker.losses.unpg import count_of_pairs, pair_parts, whiskers_of
 
 
 def normface(case: Case) -> Iterator[Comparison]:
@@ -51,8 +50,11 @@ def unpg(case: Case) -> Iterator[Comparison]:
     yield Comparison("unpg", "loss", loss, case.outputs["loss"])
     for name, found in zip(("grad_x", "grad_W"), gradients, strict=True):
         yield Comparison("unpg", name, found, case.outputs[name], is_gradient=True)
-    negatives = negative_pairs(inputs["x"], inputs["y"])
-    kept = negatives[within_whiskers(negatives, hyper["wisk"])].sort().values
+    labels, directions = inputs["y"], F.normalize(inputs["x"], dim=-1)
+    rows = directions, labels, torch.ones_like(labels, dtype=torch.bool)
+    negatives = torch.cat([part.cosines[part.counted] for part in pair_parts(*rows)])
+    whiskers = whiskers_of(*rows, count_of_pairs(*rows[1:]), hyper["wisk"])
+    kept = negatives[whiskers.hold(negatives)].sort().values
     yield Comparison("unpg", "sn_all", negatives.sort().values, case.outputs["sn_all"].sort().values)
     yield Comparison("unpg", "sn_kept_sorted", kept, case.outputs["sn_kept_sorted"])
 

@@ -19,17 +19,14 @@ from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.outputs import HiddenStates
-from worker.students.heads.vq_logits import CodebookHead, codebook_in_place_of
+from worker.students.heads.vq_logits import CodebookHead
+from worker.students.library_codebook import UNTIED, set_codebook
 from worker.students.pooling import pool
 from worker.students.replaced import replace_layers
 from worker.transformers_library import blaming_the_config, library
 
 GENERATION = "generation_config.json"
 """The library's file beside a decoder, for its `generate`."""
-LAST_LAYER = "lm_head"
-"""Name of the last layer of all decoders."""
-UNTIED = {"tie_word_embeddings": False}
-"""Of a network with a codebook, whose rows are not the embeddings of tokens."""
 UNUSED = "pooler."
 """Prefix of the names of a layer that an embedding encoder does not have, although its file may."""
 
@@ -50,18 +47,9 @@ def build(
         if embedding is not None and config.hidden_size != outputs:
             raise ValueError(f"its embeddings have {config.hidden_size} dimensions, not {outputs}")
         network: nn.Module = kind._from_config(config, **options_of(config, student))
-        _set_head(network, student)
+        if isinstance(student.head, VqLogits):
+            set_codebook(network, student.head, outputs, decodes=student.decodes)
     return network
-
-
-def _set_head(network: Any, student: Transformers) -> None:
-    """Put a fresh codebook in the place of the last layer, if the student has one."""
-    if isinstance(student.head, VqLogits):
-        layer = network.get_output_embeddings()
-        if (tokens := len(layer.weight)) <= student.head.codes:
-            found = f"is {student.head.codes}, and the vocabulary has {tokens} tokens; accepted: fewer than tokens"
-            raise UserError("invalid_architecture", f"student.head.codes {found}", "student.head.codes")
-        network.set_output_embeddings(codebook_in_place_of(layer, student.head.codes))
 
 
 def library_config(student: Transformers, sample: Input, outputs: int) -> Any:

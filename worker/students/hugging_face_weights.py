@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Transformers
-from app.recipe.students.heads import LinearHead, VqLogits
+from app.recipe.students.heads import VqLogits
 from app.recipe.students.model import ModelConfig
-from worker.students.heads.vq_logits import CodebookHead, codebook_of
+from worker.students.faults import Misfit
 from worker.students.hugging_face import (
-    LAST_LAYER,
-    UNTIED,
     UNUSED,
     bare_class,
     build,
@@ -25,18 +23,13 @@ from worker.students.hugging_face import (
     without_pooler,
 )
 from worker.students.leftovers import leftovers
+from worker.students.library_codebook import full_rows, load_codebook
 from worker.students.replaced import is_replaced
 from worker.transformers_library import blaming_the_config, library
 
 ONE_FILE = "1000GB"
 SLACK = 1_000_000
 """Weights that a file may lack and the network is still built, so that each missing one can be named."""
-CODES = f"{LAST_LAYER}.codes"
-"""Name of the codes of a codebook's tokens in the file of weights."""
-
-
-class Misfit(Exception):
-    """Weights don't fit the network; the text names the first one."""
 
 
 def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
@@ -115,7 +108,7 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
     student = config.architecture
     assert isinstance(student, Transformers)
     if isinstance(student.head, VqLogits):
-        return _loaded_codebook(config, state)
+        return load_codebook(config, state, _loaded)
     _require_enough(config, state)
     with blaming_the_config(student):
         described = library_config(student, config.input, config.outputs)
@@ -125,25 +118,6 @@ def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module
         kind = network_class(described, student, config.input, config.pooling, per_token=per_token)
         options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options_of(described, student)}
         return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
-
-
-def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """As `_loaded`, for a network with a codebook, whose file has a row for every token, and their codes."""
-    student = config.architecture
-    assert isinstance(student, Transformers)  # by the caller, as its head
-    assert isinstance(student.head, VqLogits)
-    full = student.model_copy(update={"config": {**student.config, **UNTIED}, "head": LinearHead()})
-    rest = {name: tensor for name, tensor in state.items() if name != CODES}
-    network, found = _loaded(config.model_copy(update={"architecture": full}), rest)
-    if CODES not in state:
-        raise Misfit(f"lacks the tensor {CODES!r}")
-    layer: Any = network.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
-    try:
-        head = codebook_of(layer, state[CODES].long(), student.head.codes)
-    except ValueError as error:
-        raise Misfit(f"tensor {CODES!r} {error}") from error
-    network.set_output_embeddings(head)  # type: ignore[operator]
-    return network, found
 
 
 def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
@@ -156,16 +130,7 @@ def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
     if config.has_head:
         _name_classes(described, config)
     library()
-    network.save_pretrained(folder, max_shard_size=ONE_FILE, **_full_rows(network))  # type: ignore[operator]  # of PreTrainedModel
-
-
-def _full_rows(network: Any) -> dict[str, Any]:
-    """Argument with the tensors to write, if the last layer is a codebook; empty otherwise."""
-    layer = network.get_output_embeddings()
-    if not isinstance(layer, CodebookHead):
-        return {}
-    full = {f"{LAST_LAYER}.{name}": tensor for name, tensor in layer.full().items()}
-    return {"state_dict": {**network.state_dict(), **full}}
+    network.save_pretrained(folder, max_shard_size=ONE_FILE, **full_rows(network))  # type: ignore[operator]  # of PreTrainedModel
 
 
 def _name_classes(described: Any, config: ModelConfig) -> None:

@@ -16,6 +16,7 @@ from app.recipe.students.model import ModelConfig
 from worker.errors import UserError, unusable_model
 from worker.students import hugging_face_weights, timm_network
 from worker.students.dual_encoder import ENCODER, DualEncoderNetwork, encoder_config
+from worker.students.faults import Misfit
 from worker.students.inp_former import InpFormerModule
 from worker.students.leftovers import shown_names
 from worker.students.model import Model, last_layer
@@ -77,7 +78,7 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
     if job.start is None:
         return student
     folder = folders[job.start.reference]
-    param, fresh = job.start_param, _last_weights(student)
+    param, fresh = job.start_param, _copies(_last_weights(student))
     with reading_weights(folder, f"the model of {param}", "invalid_student", param):
         try:
             if isinstance(student.network, DualEncoderNetwork):
@@ -92,15 +93,15 @@ def start(student: Model, job: JobSpec, folders: Mapping[str, Path], warn: Calla
             stored = read_config(folder).taken_for(student.config.task)
             places = _places(student, job, job.start, stored)
         except ClassMismatch as error:
-            _fill(student, fresh)
+            _fill(_last_weights(student), fresh)
             warn(f"the student's last layer is initialised: {error}; student.class_order can name the stored classes")
             return student
-        except (InvalidModel, hugging_face_weights.Misfit, UserError) as error:
+        except (InvalidModel, Misfit, UserError) as error:
             raise unusable_model(f"can't start from this model: {error}", param) from error
     if places is not None:
-        _fill(student, [weight[list(places)] for weight in _last_weights(student)])
+        _fill(_by_output(student), [rows[list(places)] for rows in _copies(_by_output(student))])
     elif student.config.has_head and not stored.task_spec.answers_alike(student.config.task_spec):  # another task's
-        _fill(student, fresh)
+        _fill(_last_weights(student), fresh)
     return student
 
 
@@ -126,17 +127,26 @@ def _places(student: Model, job: JobSpec, origin: Pretrained, stored: ModelConfi
     return match_classes(wanted, model_classes(job, origin, "student", stored)).places
 
 
-def _last_weights(student: Model) -> list[Tensor]:
-    """Copies of weight (outputs, D) and, if there is one, bias (outputs,) of the last layer."""
-    return [weight.detach().clone() for weight in _by_output(student)]
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
 
 
 @torch.no_grad()
-def _fill(student: Model, weights: Sequence[Tensor]) -> None:
-    for weight, value in zip(_by_output(student), weights, strict=True):
-        weight.copy_(value)
+def _fill(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _last_weights(student: Model) -> list[Tensor]:
+    """Tensors of the last layer; empty if there is none."""
+    codebook = [] if student.codebook is None else [student.codebook.weight]
+    return codebook + _by_output(student)
 
 
 def _by_output(student: Model) -> list[Tensor]:
+    """Tensors of the last layer with a row for each output: weight (outputs, D) and, if there is one, bias (outputs,),
+    or the codes (outputs,) of a codebook."""
+    if student.codebook is not None:
+        return [student.codebook.codes]
     layer = last_layer(student)
     return [] if layer is None else [each for each in (layer.weight, layer.bias) if each is not None]

@@ -31,7 +31,8 @@ from worker import students
 from worker.errors import UserError
 from worker.limits import SECONDS, Subject, memory_limit, reading
 from worker.students import hugging_face_folder, hugging_face_weights, timm_network
-from worker.students.faults import InvalidModel
+from worker.students.faults import InvalidModel, Misfit
+from worker.students.heads.vq_logits import require_codes
 from worker.students.model import Model
 
 __all__ = [
@@ -116,6 +117,11 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
         raise InvalidModel(error.message) from error
     model = _ready(Model(config, network))
     model.ignored = ignored
+    if (layer := model.codebook) is not None:
+        try:
+            require_codes(layer.codes, len(layer.weight))
+        except ValueError as error:
+            raise InvalidModel(f"{WEIGHTS}: a tensor of codes {error}") from error
     return model
 
 
@@ -148,7 +154,7 @@ def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor
 def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
     try:
         return hugging_face_weights.from_state(config, state)
-    except hugging_face_weights.Misfit as error:
+    except Misfit as error:
         raise InvalidModel(f"{WEIGHTS} {error}") from error
     except UserError as error:
         raise InvalidModel(error.message) from error

@@ -116,6 +116,7 @@ def build_stages(
         student.config.outputs,
         seed,
         student_head=last_layer(student),
+        codes=None if task.predicts_tokens or student.codebook is None else student.codebook.codes,
         everywhere=lambda value: ranks.sum(value.clone()),
         samples=len(samples),
         classes=_classes_in(samples),

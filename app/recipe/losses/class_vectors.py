@@ -73,7 +73,8 @@ class Unpg(MarginTerm):
     """UNPG: a softmax of cosines with a margin, whose negatives are the class weights and the pairs of the batch.
 
     The cosines of all pairs of different classes, but outliers, are further logits of every sample: negatives of
-    classification and of metric learning at once. A batch without such a pair has the softmax alone.
+    classification and of metric learning at once. A batch without such a pair has the softmax alone. Pairs are computed
+    some rows at a time, so that memory is linear in the batch.
     """
 
     paper: ClassVar[Paper | None] = Paper(

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
-from app.recipe.students.heads import Head, LinearHead
+from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
     Activation,
@@ -186,15 +186,15 @@ class Transformers(Option):
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
-    """Last layer of a language model, from the hidden states to the logits."""
+    """Last layer, from the hidden states to the logits of classes or tokens."""
     replace: Replacements = no_replacements()
     """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
-        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
-        if self.head.kind not in accepted:
-            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
+        if not isinstance(self.head, LIBRARY_HEADS):
+            found = f"{self.head.kind} is not for networks of the Transformers library"
+            raise ValueError(f"head: {found}; accepted: linear, vq-logits")
         return self
 
     @property
@@ -358,6 +358,12 @@ Network = Annotated[
 def opens_in_a_library(network: Network) -> bool:
     """Whether a public library can load the weights of a network."""
     return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
+
+
+def codebook_of(network: object) -> VqLogits | None:
+    """The head of a network or a student, if it is a codebook."""
+    head = network.head if isinstance(network, (*ZOO, Transformers)) else None
+    return head if isinstance(head, VqLogits) else None
 
 
 def reads_texts(network: Network) -> bool:

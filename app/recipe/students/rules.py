@@ -25,9 +25,10 @@ from app.recipe.students.architectures import (
     Student,
     Transformers,
     Vit,
+    codebook_of,
 )
 from app.recipe.students.exports import is_too_large
-from app.recipe.students.heads import HEADS, LinearHead, NbDiagHead
+from app.recipe.students.heads import HEADS, LIBRARY_HEADS, HeadSpec, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
@@ -61,7 +62,8 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
             yield from (problem._replace(param=own or problem.param) for problem in unfit)
             if not unfit:
                 yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
-                yield from _head_problems(job, network)
+                known = (teachers[each.reference].classes for each in job.all_teachers if each.reference in teachers)
+                yield from _head_problems(job, network, job.data.declared_classes or next(known, None))
                 yield from _closed_form_problems(job, network)
                 yield from _dual_encoder_problems(job, network)
                 yield from _replacement_problems(job, network)
@@ -84,16 +86,23 @@ def _embedding_problems(job: JobSpec) -> Iterator[Problem]:
         yield Problem("embedding.pooling", f"is {job.embedding.pooling}, and an image has no tokens to pool", "mean")
 
 
-def _head_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
-    """Problems of losses on the outputs of the student's last layer, and of a fresh one that needs a teacher."""
-    if not isinstance(network, Transformers) or isinstance(network.head, LinearHead):
+def _head_problems(job: JobSpec, network: Network, outputs: int | None) -> Iterator[Problem]:
+    """Problems of a codebook: losses on its outputs, its size, and a fresh one that needs a teacher."""
+    if (head := codebook_of(network)) is None:
         return
     for path, terms in job.objectives.items():
         for index, term in enumerate(terms):
-            yield from network.head.loss_problems(term, f"{path}[{index}]")
+            yield from head.loss_problems(term, f"{path}[{index}]")
     if not job.all_teachers and job.start is None:
-        found = f"is {network.head.kind}, which clusters a teacher's output embeddings, and there is no teacher"
+        found = f"is {head.kind}, which clusters a teacher's output embeddings, and there is no teacher"
         yield Problem("student.head.kind", found, "linear, or a teacher")
+    if job.task_spec.answers == "classes":
+        if job.recipe.method.kind != "supervised":
+            found = f"is {job.recipe.method.kind}, and its steps compute the logits of all classes"
+            yield Problem("recipe.method.kind", found, f"supervised, or another student.head than {head.kind}")
+        if outputs is not None and head.codes >= outputs:
+            found = f"is {head.codes}, and there are {outputs} classes"
+            yield Problem("student.head.codes", found, f"at most {outputs - 1}")
 
 
 def _replacement_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
@@ -143,8 +152,8 @@ def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
         if isinstance(network, DualEncoder):
             found = f"is {network.architecture}, and only the student encodes the texts of labels"
             unfit = [Problem("student.architecture", found, "another network")]
-        if isinstance(network, Transformers) and not isinstance(network.head, LinearHead):
-            found = f"is {network.head.kind}, and only the student's codes are clustered"
+        if (head := codebook_of(network)) is not None:
+            found = f"is {head.kind}, and only the student's codes are clustered"
             unfit.append(Problem("student.head.kind", found, "linear"))
         if isinstance(network, ZOO) and isinstance(network.head, NbDiagHead):
             found = f"is {network.head.kind}, and only the student's head is computed after the last step"
@@ -212,6 +221,8 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
         if network.model_type not in task.model_types:
             found = f"{network.model_type} is not for {task.name}"
             yield Problem("student.config.model_type", found, f"one of {', '.join(task.model_types)}")
+        else:
+            yield from head_problems(task, network, "student")
     elif set(task.reads) == {"texts"}:
         found = f"{network.architecture} reads no texts"
         yield Problem("student.architecture", found, "transformers, or shrink of a teacher that is one")
@@ -220,10 +231,15 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
 
 
 def head_problems(task: TaskSpec, network: Network, path: str) -> Iterator[Problem]:
-    """Problems of the head of a built-in network for `task`; `path` is the path of the network's field."""
-    if isinstance(network, ZOO) and not task.fits(type(network.head)):
-        fitting = ", ".join(head.model_fields["kind"].default for head in HEADS if task.fits(head))
+    """Problems of the head of a network for `task`; `path` is the path of the network's field."""
+    if isinstance(network, (*ZOO, Transformers)) and not _fits(task, type(network.head)):
+        heads = LIBRARY_HEADS if isinstance(network, Transformers) else HEADS
+        fitting = ", ".join(head.model_fields["kind"].default for head in heads if _fits(task, head))
         yield Problem(f"{path}.head.kind", f"is {network.head.kind}, which is not for {task.name}", fitting)
+
+
+def _fits(task: TaskSpec, head: type[HeadSpec]) -> bool:
+    return task.fits(head) and (head.by_token or not task.per_token)
 
 
 def architecture_problems(network: Network, given: Input | None, path: str) -> Iterator[Problem]:

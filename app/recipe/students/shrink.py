@@ -19,8 +19,8 @@ from app.recipe.students.architectures import (
     Transformers,
     Vit,
     WideResNet,
+    codebook_of,
 )
-from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import with_encoder
@@ -212,6 +212,9 @@ def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelC
 def shrunk(student: Shrink, teacher: Network) -> Network:
     """The architecture that `student` describes. Raises `Unshrinkable`."""
     _refuse_replaced(teacher)
+    if (head := codebook_of(teacher)) is not None:
+        found = f"a teacher with the head {head.kind} can't be shrunk"
+        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every output")
     if isinstance(teacher, CifarResNet):
         return _cifar_resnet(student, teacher)
     if isinstance(teacher, WideResNet):
@@ -301,9 +304,6 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
-    if not isinstance(teacher.head, LinearHead):
-        found = f"a teacher with the head {teacher.head.kind} can't be shrunk"
-        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every token")
     encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
     assert heads is not None
     depth, whole, _, hidden = encoder.sizes(teacher.config)
