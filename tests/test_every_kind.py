@@ -251,6 +251,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "codebook", small_job(taught, coded, "causal-lm", data=read)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
+    like |= {"batch_size": 4, "samples_per_class": 2, "hard_negatives": {"pool": 12, "every": 2}}
     yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})
     views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
     yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})

@@ -26,7 +26,12 @@ class ImageEmbeddingSpec(TaskSpec):
         **{"auc": True, "tar_at_far_1e-2": True, "tar_at_far_1e-3": True, "class_mean_accuracy": True},
     }
     main_metric = MainMetric("map_at_r", higher_is_better=True)
-    options = frozenset({"embedding", "embedding.dimensions", "data.unseen_classes", "recipe.samples_per_class"})
+    options = frozenset(
+        {
+            *("embedding", "embedding.dimensions", "data.unseen_classes"),
+            *("recipe.samples_per_class", "recipe.hard_negatives"),
+        }
+    )
     assumed_outputs = 128
 
     def fits(self, option: type[TaskOption]) -> bool:

@@ -26,6 +26,8 @@ MODEL: Document = {
     "targets": 24,
     "embedding": {"normalise": True},
 }
+BY_CLASS: Document = {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}
+"""A recipe whose batches have eight classes."""
 OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd"}
 
 
@@ -52,6 +54,8 @@ def problems(facts: InputFacts = InputFacts(), **changes: Any) -> dict[str, str]
         {"embedding": {"pooling": "mean"}},
         {"student": {"architecture": "transformers", "config": {"model_type": "vit"}}},
         {"recipe": {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}},
+        {"recipe": BY_CLASS | {"hard_negatives": {}}},
+        {"recipe": BY_CLASS | {"hard_negatives": {"pool": 64, "every": 10, "neighbours": 7}}},
         TAUGHT,
         {**TAUGHT, "recipe": {"losses": [{"kind": "normface", "margin": "arcface"}, {"kind": "rkd"}]}},
     ],
@@ -81,6 +85,29 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
             {"task": "image-classification", "recipe": {"losses": [{"kind": "kd"}], "samples_per_class": 4}},
             "recipe.samples_per_class",
             "is for image-embedding",
+        ),
+        (
+            {"recipe": {"losses": [{"kind": "normface"}], "hard_negatives": {}}},
+            "recipe.hard_negatives",
+            "without recipe.samples_per_class batches are not drawn by class; null, or recipe.samples_per_class",
+        ),
+        (
+            {"recipe": BY_CLASS | {"hard_negatives": {"neighbours": 8}}},
+            "recipe.hard_negatives.neighbours",
+            "is 8, and a batch has 8 classes, one of them the anchor; at most 7, or null",
+        ),
+        (
+            {"task": "image-classification", "recipe": {"losses": [{"kind": "kd"}], "hard_negatives": {}}},
+            "recipe.hard_negatives",
+            "is for image-embedding",
+        ),
+        (
+            {
+                "recipe": BY_CLASS | {"hard_negatives": {}},
+                "resources": {"processes": 2, "queue": "cpu", "sharding": "fsdp"},
+            },
+            "recipe.hard_negatives",
+            "no process has the whole student; null, or resources.sharding: none",
         ),
         ({"embedding": {"pooling": "cls"}}, "embedding.pooling", "has no tokens to pool; mean"),
         ({"task": "image-classification", "data": {"train": "f", "unseen_classes": 2}}, "data.unseen_classes", TASK),
