@@ -35,7 +35,7 @@ GRAD_NORM = "grad_norm"
 Result = TypeVar("Result")
 
 
-class Sampler(Protocol):
+class BatchSampler(Protocol):
     """Batches that depend on the student's weights."""
 
     def refresh(self, state: TrainState, ranks: SingleProcess) -> None:
@@ -76,7 +76,7 @@ class Stage:
     side_stream: SideStream | None = None
     """Stream on which the inputs of the next step are prepared while a step runs; none: they are prepared when
     needed."""
-    sampler: Sampler | None = None
+    sampler: BatchSampler | None = None
     """Chooses the batches by the student's weights; none: they depend on seed and step alone."""
     prefetches_teachers: bool = True
     """Whether teacher outputs are computed there too: not if those of a whole batch would take too much memory."""

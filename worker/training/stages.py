@@ -27,7 +27,7 @@ from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
 from worker.training import checkpoint
 from worker.training.compiled import training_forward
-from worker.training.loop import Monitor, Sampler, Stage, Step, TrainableModule, take_step, train
+from worker.training.loop import Monitor, BatchSampler, Stage, Step, TrainableModule, take_step, train
 from worker.training.state import TrainState
 from worker.training.step_inputs import choose_side_stream
 
@@ -103,7 +103,7 @@ def build_stages(
     seed: int,
     ranks: SingleProcess = SINGLE_PROCESS,
     modules: Mapping[str, nn.Module] = {},
-    sampler: Sampler | None = None,
+    sampler: BatchSampler | None = None,
 ) -> list[Stage]:
     """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`, and so
     are `modules` by name, which learn in the main training."""
