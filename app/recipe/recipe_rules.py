@@ -37,6 +37,8 @@ def _class_batch_problems(job: JobSpec) -> Iterator[Problem]:
     elif size % per_class or size < 2 * per_class:
         found = f"is {per_class}, and recipe.batch_size is {size}"
         yield Problem(path, found, f"a divisor of {size}, for two classes or more")
+    elif job.data.has_pairs():
+        yield Problem(path, f"is {per_class}, and samples are pairs, without classes", "null")
 
 
 def _hard_negative_problems(job: JobSpec) -> Iterator[Problem]:

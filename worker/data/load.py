@@ -124,7 +124,8 @@ def _facts(samples: Samples, readers: Readers | None, targets: Targets, param: s
         size = 8 * readers.input.length * samples.rows_per_sample
         return SampleFacts(count, readers.input, size, targets=targets.numbers)
     pixels = stored.ndim == 4 and stored.dtype == np.uint8
-    return SampleFacts(count, _input(stored.shape[1:]), stored[0].nbytes, pixels, targets.numbers)
+    size = stored[0].nbytes * samples.rows_per_sample
+    return SampleFacts(count, _input(stored.shape[1:]), size, pixels, targets.numbers)
 
 
 def _input(shape: tuple[int, ...]) -> Input:

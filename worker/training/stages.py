@@ -27,7 +27,7 @@ from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
 from worker.training import checkpoint
 from worker.training.compiled import training_forward
-from worker.training.loop import Monitor, BatchSampler, Stage, Step, TrainableModule, take_step, train
+from worker.training.loop import BatchSampler, Monitor, Stage, Step, TrainableModule, take_step, train
 from worker.training.state import TrainState
 from worker.training.step_inputs import choose_side_stream
 

@@ -28,7 +28,7 @@ MODEL: Document = {
 }
 BY_CLASS: Document = {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}
 """A recipe whose batches have eight classes."""
-OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd"}
+OF_VECTORS = {"pair-score", "embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd"}
 
 
 def job(**changes: Any) -> JobSpec:
@@ -123,9 +123,9 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
             "mutual, which is not for image-embedding",
         ),
         (
-            {"data": {"train": "f", "format": "parquet", "input_columns": ["a", "b"], "label_columns": ["c"]}},
+            {"data": {"train": "f", "format": "parquet", "input_columns": ["a", "b", "d"], "label_columns": ["c"]}},
             "data.input_columns",
-            "names 2 columns; one column",
+            "names 3 columns; one column, or two of pairs",
         ),
         (
             {"evaluation": {"diagnostics": [{"kind": "calibration"}]}},
