@@ -8,7 +8,7 @@ from typing import get_args
 from app.recipe.base import TaskOption
 from app.recipe.data.sources import ColumnsField, Data, HfData, ImageData, ImageFolderData, ParquetData, Table
 from app.recipe.losses.base import LossSpec
-from app.recipe.losses.class_vectors import ClassVectorTerm
+from app.recipe.losses.class_vectors import ClassTerm
 from app.recipe.losses.embeddings import PairTerm
 from app.recipe.problem import Problem
 from app.recipe.students.hugging_face import IMAGE_MODEL_TYPES
@@ -53,7 +53,7 @@ class ImageEmbeddingSpec(TaskSpec):
     def loss_problems(self, data: Data, term: TaskOption, path: str) -> Iterator[Problem]:
         """Losses of classes with pairs, and losses of pairs without."""
         kind, paired = type(term).model_fields["kind"].default, data.has_pairs()
-        if paired and isinstance(term, ClassVectorTerm):
+        if paired and isinstance(term, ClassTerm):
             found = f"{kind} compares images with classes, and samples are pairs, without classes"
             yield Problem(f"{path}.kind", found, "pair-score, or single images with classes")
         elif not paired and isinstance(term, PairTerm) and self.fits(type(term)):
