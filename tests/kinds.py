@@ -114,6 +114,7 @@ SETTINGS: dict[str, Document] = {
     "feature-autoencoder": {"tap": "stages.2"},
     "inheritance-exploration": {"pair": LAST},
     "inp-former": {"pairs": [LAST]},
+    "cfcd-local": {"feature": "stages.1"},
     "mse": {"target": "teacher"},
     "smooth-l1": {"target": "teacher", "beta": 0.1},
     "wing": {"target": "teacher"},

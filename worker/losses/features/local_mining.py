@@ -20,6 +20,9 @@ from worker.losses.embeddings import cosines
 from worker.losses.features.activations import of_student
 from worker.tensors import at_least_float32
 
+LEAST_LENGTH = 1e-6
+"""A shorter vector, as of a position where no channel is active, is 0 and has no gradient: it would have no bound."""
+
 
 class LocalFeatures(NamedTuple):
     """Local features of images."""
@@ -65,7 +68,7 @@ def local_features(maps: Tensor, most: int) -> LocalFeatures:
     positions = maps.flatten(2).mT
     lengths = positions.detach().norm(dim=-1)
     attention, places = lengths.topk(min(most, lengths.shape[1]))
-    chosen = positions.gather(1, places.unsqueeze(-1).expand(-1, -1, positions.shape[2]))
+    chosen = take_local(positions, places).where(attention.unsqueeze(-1) > LEAST_LENGTH, 0.0)
     return LocalFeatures(F.normalize(chosen, dim=-1), attention)
 
 

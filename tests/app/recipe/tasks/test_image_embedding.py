@@ -28,7 +28,7 @@ MODEL: Document = {
 }
 BY_CLASS: Document = {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}
 """A recipe whose batches have eight classes."""
-OF_VECTORS = {"pair-score", "embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd"}
+OF_VECTORS = {"pair-score", "embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd", "cfcd-local"}
 
 
 def job(**changes: Any) -> JobSpec:
