@@ -27,6 +27,7 @@ from app.recipe.tasks.multi_label import MANY_LABELS
 from stillhouse import Client, Job, ServiceError
 from tests import kinds
 from tests.kinds import KINDS, job_of, methods, small_job
+from tests.kinds_metrics import expected_metrics
 from tests.kinds_of_tables import write_tables
 from tests.stillhouse.process import environment, running
 
@@ -62,24 +63,6 @@ RUNNING: Document = {"train": "texts.csv", "format": "csv", "input_columns": ["t
 TAGGED: Document = {**TEXTS, "train": "tags.jsonl", "format": "jsonl", "label_columns": ["tags"]}
 MANY: Document = {**TAGGED, "label_columns": ["numbers"], "classes": MANY_LABELS + 8}
 TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a", "b"], "label_columns": ["sum"]}
-METRICS = {
-    "image-classification": {"accuracy", "nll", "ece", "brier"},
-    "text-classification": {"accuracy", "nll", "ece", "brier"},
-    "token-classification": {"entity_f1", "entity_precision", "entity_recall", "accuracy", "nll"},
-    "multi-label-classification": {"map", "micro_f1", "macro_f1", "precision_at_1", "precision_at_3", "ece", "nll"},
-    "regression": {"rmse", "mae", "r2"},
-    "keypoints": {"nme", "failure_rate", "auc"},
-    "embedding": {"pearson", "spearman"},
-    "image-embedding": {"map_at_r", "map", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy"},
-    "self-supervised": {"linear_accuracy", "knn_accuracy", "bayes_accuracy", "view_recall_at_1", "view_loss"},
-    "anomaly-detection": {"image_auroc", "pixel_auroc", "pro", "reconstruction_cosine"},
-    "causal-lm": {"perplexity", "nll", "accuracy"},
-}
-"""What a report must tell of the student, by task."""
-LISTED = {"precision_at_1", "precision_at_5", "nll"}
-"""The same of labels that are too many for a number each."""
-RANKED = {"mrr", "recall_at_10", "ndcg_at_10"}
-"""The same of queries with candidates."""
 AUGMENTED: dict[str, Document] = {
     "crop": {"padding": 2},
     "cutout": {"size": 2},
@@ -255,7 +238,12 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "codebook of classes", small_job(taught, shared, teacher={"model": "vit"}, export=formats)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
+    like |= {"batch_size": 4, "samples_per_class": 2, "hard_negatives": {"pool": 12, "every": 2}}
     yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})
+    yield (
+        "pairs of images",
+        small_job({"losses": [{"kind": "pair-score"}]}, task="image-embedding", data=kinds.TWO_IMAGES),
+    )
     views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
     yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
@@ -330,9 +318,7 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
     weights = load_file(service.client.download(job.id, WEIGHTS, tmp_path))
     report = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())
     assert sum(values.size for values in weights.values()) >= report["student"]["parameters"] > 0
-    ranked, many = job.spec["data"].get("candidate_columns"), (job.spec["data"]["classes"] or 0) > MANY_LABELS
-    wanted = RANKED if ranked else LISTED if many else METRICS[report["task"]]
-    assert wanted <= report["student"].keys()
+    assert expected_metrics(job.spec) <= report["student"].keys()
     assert report["task"] == job.spec["task"]
     taught = [one["name"] for one in job.spec["teachers"] or [job.spec["teacher"]] if one]
     assert list(report["teachers"]) == taught
