@@ -55,6 +55,7 @@ def columns(report: Figures) -> dict[str, Figures]:
         "best epoch": epochs.get("best"),
         "model.safetensors": student,
         **{file: student.get(key) for key, file in GRAPHS.items()},
+        "float32": (report.get("quantisation") or {}).get("float"),
     }
     return {title: figures for title, figures in found.items() if figures}
 

@@ -41,6 +41,11 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": True,
     },
     "resnet": {"student": {"architecture": "cifar-resnet", "depth": 8, "width": 2}, "recipe": {"ema_decay": 0.5}},
+    "qat": {
+        "student": {"architecture": "cifar-resnet", "depth": 8, "width": 2, "quantise": {"kind": "qat"}},
+        "recipe": {"ema_decay": 0.5},
+        "teacher": True,
+    },
     "wide-resnet": {"student": {"architecture": "wide-resnet", "depth": 10}, "recipe": {"precision": "bf16"}},
     "vit": {
         "student": {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2},

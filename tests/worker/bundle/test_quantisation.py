@@ -1,0 +1,25 @@
+"""The report of a quantised student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.worker.training.builders import play, stage
+from worker.protocol import Finished
+
+
+def test_the_report_compares_the_graph_with_that_of_the_weights_in_float32(tmp_path: Path) -> None:
+    student = {"architecture": "mlp", "hidden": [64], "quantise": {"kind": "qat"}}
+    word = play(stage(tmp_path, student=student, export=None), tmp_path).word
+    assert isinstance(word, Finished)
+    assert {each.name for each in word.artifacts} >= {"model.safetensors", "model.onnx", "model.pt2"}
+    report = json.loads((tmp_path / "bundle" / "report.json").read_text())
+    found, graph = report["quantisation"], report["student"]["onnx"]
+    assert (found["kind"], found["layers"]) == ("qat", 2)
+    assert graph["bytes"] == (tmp_path / "bundle" / "model.onnx").stat().st_size < found["float"]["bytes"]
+    assert graph["max_difference"] < 1e-3
+    for figures in (graph, found["float"]):
+        assert {"accuracy", "nll", "latency_ms_p50"} <= set(figures)
+    assert found["float"]["nll"] != report["student"]["nll"]
+    assert "float32" in (tmp_path / "bundle" / "README.md").read_text()
