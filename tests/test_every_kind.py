@@ -111,6 +111,7 @@ LAYERED: dict[str, Document] = {
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
     "qat": {"architecture": "cifar-resnet", "quantise": {"kind": "qat"}},
+    "shift-quant": {"architecture": "mlp", "quantise": {"kind": "shift-quant"}},
 }
 """Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
@@ -233,7 +234,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
     for name, student in LAYERED.items():
-        formats = {"export": ["safetensors", "onnx"]} if "quantise" in student else {}
+        formats = {"export": None} if "quantise" in student else {}
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]}, **formats)
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}

@@ -5,13 +5,15 @@ They run without changes, on samples that they create: raw pixels, rows of a tab
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 from app.recipe.job import JobSpec
-from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.report import INT8, INTEGER, ONNX, PROGRAM
 from app.recipe.students.architectures import Timm, Transformers
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
+from worker.bundle import integer_reader
 from worker.students.weights import WEIGHTS
 from worker.tasks.card import TaskCard
 
@@ -34,6 +36,7 @@ def snippets(card: TaskCard, job: JobSpec, config: ModelConfig, files: list[str]
     """A program for each of the bundle's `files` that can be loaded, in this order."""
     writers: dict[str, Writer] = {WEIGHTS: _weights, PROGRAM: _program}
     writers |= {name: _session(name) for name in (ONNX, INT8)}
+    writers[INTEGER] = _integers
     return [Snippet(name, writers[name](card, job, config)) for name in files if name in writers]
 
 
@@ -93,6 +96,19 @@ def _session(file: str) -> Writer:
         return "\n".join(lines)
 
     return write
+
+
+def _integers(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
+    """The reader of this project itself, which needs nothing but NumPy."""
+    source = inspect.getsource(integer_reader.predict).replace(": Any", "").replace(": Array", "").replace(" -> Array", "")
+    lines = [
+        *("import numpy as np", "", "", *source.splitlines(), "", ""),
+        f'file = dict(np.load("{INTEGER}"))',
+        *_samples(card, job, config, "np"),
+        f"{output_name(config)} = predict(file, samples)",
+        *_printed(card, config, "np", "str(number)"),
+    ]
+    return "\n".join(lines)
 
 
 def _program(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:

@@ -15,6 +15,8 @@ from app.recipe.base import OneOf, Option, Paper
 class QuantisationSpec(Option):
     """Quantisation of the convolutions and linear layers of a network; all else stays in float32."""
 
+    formats: ClassVar[tuple[Literal["integer"], ...]] = ()
+    """Export formats of such students alone, by default."""
     kind: str
     """Which quantisation."""
 
@@ -35,6 +37,38 @@ class Qat(QuantisationSpec):
     """Share of a batch's least and largest value in the running range; the first batch sets it."""
 
 
-QUANTISATIONS: tuple[type[QuantisationSpec], ...] = (Qat,)
+class ShiftQuant(QuantisationSpec):
+    """Training for integers of few bits with shifts: the inputs of a layer in groups of channels, whose scales are
+    powers of two apart, so that a layer is a product of integers, left shifts, and one scale.
+
+    Group g holds the channels whose largest magnitude is from 2^-(g+1) to 2^-g of the largest of all; the last group
+    also all smaller ones. Weights have one scale per layer. The gradients of a layer's outputs are quantised like its
+    inputs, with stochastic rounding drawn from the job's seed. For `mlp`, whose artifact `model.integer.npz` is read
+    with NumPy alone.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Towards Accurate and Efficient Sub-8-Bit Integer Training", "2411.10948"
+    )
+    formats = ("integer",)
+    kind: Literal["shift-quant"] = "shift-quant"
+    bits: Literal[4, 6, 8] = 6
+    """Bits of inputs, weights and gradients, with the sign."""
+    groups: int = Field(4, ge=1, le=8)
+    """Groups of channels, G; 1 is one scale for all."""
+    momentum: float = Field(0.1, gt=0.0, le=1.0)
+    """Share of a batch's largest magnitudes in their running values; the first batch sets them."""
+
+    @property
+    def largest(self) -> int:
+        """Largest integer of these bits, q."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    def sum_bound(self, inputs: int) -> int:
+        """Largest magnitude of a sum over so many inputs: K q^2 2^(G-1)."""
+        return inputs * self.largest**2 << (self.groups - 1)
+
+
+QUANTISATIONS: tuple[type[QuantisationSpec], ...] = (Qat, ShiftQuant)
 """All kinds."""
 Quantisation = Annotated[QuantisationSpec, OneOf(QUANTISATIONS)]

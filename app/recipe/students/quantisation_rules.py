@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
-from app.recipe.students.architectures import BuiltIn, InpFormerNetwork, Network
+from app.recipe.students.architectures import BuiltIn, InpFormerNetwork, Mlp, Network
 from app.recipe.students.heads import LinearHead, SvmHead
+from app.recipe.students.inputs import Input
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.quantisation import QuantisationSpec
+from app.recipe.students.quantisation import QUANTISATIONS, QuantisationSpec, ShiftQuant
+
+SPECIAL_FORMATS = frozenset(name for kind in QUANTISATIONS for name in kind.formats)
+"""Export formats of some quantised students alone."""
 
 
-def quantisation_problems(job: JobSpec, network: Network, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+def quantisation_problems(
+    job: JobSpec, network: Network, teachers: Mapping[str, ModelConfig], taken: Input | None
+) -> Iterator[Problem]:
     """Problems of a job whose student, `network`, or another trained network is quantised. `teachers` are descriptions
-    of stored models by reference."""
-    if (spec := _quantisation(network)) is not None:
+    of stored models by reference; `taken` is the student's input, if known."""
+    spec = _quantisation(network)
+    if spec is not None:
         yield from _student_problems(job, network, spec)
+    if isinstance(spec, ShiftQuant):
+        yield from _shift_problems(job, network, spec, taken)
+    for name in SPECIAL_FORMATS & {*(job.export or ())}:
+        if spec is None or name not in spec.formats:
+            kinds = " or ".join(each.model_fields["kind"].default for each in QUANTISATIONS if name in each.formats)
+            yield Problem("export", f"has {name}, which is for students with quantise: {kinds}", "other formats")
     for path, other in job.recipe.method.networks().items():
         if (found := _quantisation(other)) is not None:
             yield Problem(f"{path}.quantise", f"is {found.kind}, and only the student can be quantised", "null")
@@ -46,6 +60,20 @@ def _student_problems(job: JobSpec, network: Network, spec: QuantisationSpec) ->
     if not isinstance(head, LinearHead | SvmHead):
         found = f"is {getattr(head, 'kind', None)}, which is no plain product of features and weights"
         yield Problem("student.head.kind", found, "linear or svm, or quantise: null")
+
+
+def _shift_problems(job: JobSpec, network: Network, spec: ShiftQuant, taken: Input | None) -> Iterator[Problem]:
+    if not isinstance(network, Mlp):
+        found = f"is {network.architecture}, and {spec.kind} is for chains of linear layers"
+        yield Problem("student.architecture", found, "mlp, or quantise: qat")
+        return
+    inputs = [math.prod(taken.axes)] if taken else []
+    widest = max([*inputs, *network.hidden], default=1)
+    if (bound := spec.sum_bound(widest)) >= 1 << 31:
+        found = f"is {spec.groups}, and sums of {widest} products of {spec.bits} bits, shifted, may reach {bound:,}"
+        yield Problem("student.quantise.groups", found, "less, or fewer bits: sums are below 2^31")
+    if job.embedding is not None and job.embedding.normalise:
+        yield Problem("embedding.normalise", f"is true, and {spec.kind} has no division by a length", "false")
 
 
 def _quantisation(network: Network) -> QuantisationSpec | None:

@@ -66,7 +66,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
                 yield from _closed_form_problems(job, network)
                 yield from _dual_encoder_problems(job, network)
                 yield from _network_problems(job, taken)
-                yield from quantisation_problems(job, network, teachers)
+                yield from quantisation_problems(job, network, teachers, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     yield from _embedding_problems(job)

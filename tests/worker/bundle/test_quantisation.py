@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.worker.training.builders import play, stage
@@ -23,3 +25,17 @@ def test_the_report_compares_the_graph_with_that_of_the_weights_in_float32(tmp_p
         assert {"accuracy", "nll", "latency_ms_p50"} <= set(figures)
     assert found["float"]["nll"] != report["student"]["nll"]
     assert "float32" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_a_student_of_integers_is_published_with_a_program_that_reads_it(tmp_path: Path) -> None:
+    student = {"architecture": "mlp", "hidden": [64], "quantise": {"kind": "shift-quant"}}
+    word = play(stage(tmp_path, student=student, export=None), tmp_path).word
+    assert isinstance(word, Finished)
+    bundle = tmp_path / "bundle"
+    figures = json.loads((bundle / "report.json").read_text())["student"]["integer"]
+    assert figures["bytes"] == (bundle / "model.integer.npz").stat().st_size
+    assert (figures["max_difference"], figures["latency_runtime"]) == (0.0, "numpy")
+    assert {"accuracy", "nll", "latency_ms_p50"} <= set(figures)
+    program = (bundle / "README.md").read_text().partition("`model.integer.npz`:\n\n```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", program], cwd=bundle, capture_output=True, text=True, check=True)
+    assert done.stdout.strip()

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from worker.students.layers.registry import LayerRegistry
 
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A convolution or linear map: of inputs, weight and bias."""
+
+
 class Quantiser(nn.Module, ABC):
     """Quantises the operands of one layer; its call quantises the inputs."""
+
+    def multiply(self, product: Product, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Outputs of the layer, `product` of the quantised operands."""
+        return product(self(inputs), self.weight(weight), bias)
 
     @abstractmethod
     def forward(self, inputs: Tensor) -> Tensor:
@@ -19,10 +28,6 @@ class Quantiser(nn.Module, ABC):
     @abstractmethod
     def weight(self, weight: Tensor) -> Tensor:
         """The quantised weight, of the shape and dtype of `weight`: (O, ...)."""
-
-    def outputs(self, outputs: Tensor) -> Tensor:
-        """The layer's outputs, of any shape; a quantiser of gradients hooks in here."""
-        return outputs
 
 
 QUANTISERS = LayerRegistry[[nn.Module]]()

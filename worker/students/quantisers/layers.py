@@ -22,8 +22,7 @@ class QuantisedConv2d(nn.Conv2d):
         self.quantiser = quantiser
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.quantiser.weight(self.weight)
-        return self.quantiser.outputs(self._conv_forward(self.quantiser(input), weight, self.bias))
+        return self.quantiser.multiply(self._conv_forward, input, self.weight, self.bias)
 
     def plain(self) -> nn.Conv2d:
         """The same layer without its quantiser."""
@@ -41,8 +40,7 @@ class QuantisedLinear(nn.Linear):
         self.quantiser = quantiser
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.quantiser.weight(self.weight)
-        return self.quantiser.outputs(F.linear(self.quantiser(input), weight, self.bias))
+        return self.quantiser.multiply(F.linear, input, self.weight, self.bias)
 
     def plain(self) -> nn.Linear:
         """The same layer without its quantiser."""

@@ -15,7 +15,6 @@ from app.recipe.students.model import ModelConfig
 DATA: Archive = {"x": ArrayFacts((100, 8, 8), "u1"), "y": ArrayFacts((100,), "i8")}
 QAT = {"kind": "qat"}
 MLP: dict[str, Any] = {"architecture": "mlp", "quantise": QAT}
-PEER: dict[str, Any] = {"student": {"architecture": "mlp", "quantise": QAT}}
 
 
 def problems(document: dict[str, Any], stored: dict[str, Any] | None = None) -> list[Problem]:
@@ -52,10 +51,30 @@ def test_what_a_quantised_student_does_not_support_is_named(
     assert [(each.param, each.accepted) for each in problems(document)] == [(param, accepted)]
 
 
+SHIFT: dict[str, Any] = {"kind": "shift-quant", "bits": 4}
+
+
+@pytest.mark.parametrize(
+    ("document", "param", "accepted"),
+    [
+        ({"student": {"architecture": "vit", "quantise": SHIFT}}, "student.architecture", "mlp, or quantise: qat"),
+        (
+            {"student": {"architecture": "mlp", "hidden": [9000], "quantise": {**SHIFT, "bits": 8, "groups": 8}}},
+            "student.quantise.groups",
+            "less, or fewer bits: sums are below 2^31",
+        ),
+        ({"export": ["safetensors", "integer"]}, "export", "other formats"),
+        ({"student": {"architecture": "mlp"}, "export": ["safetensors", "integer"]}, "export", "other formats"),
+    ],
+)
+def test_integers_are_for_chains_of_layers_whose_sums_fit(document: dict[str, Any], param: str, accepted: str) -> None:
+    assert [(each.param, each.accepted) for each in problems(document)] == [(param, accepted)]
+
+
 def test_only_the_student_can_be_quantised() -> None:
-    method = {"kind": "mutual", "peers": [{"student": {"architecture": "mlp", "quantise": QAT}}]}
+    method = {"kind": "mutual", "architectures": [MLP]}
     found = problems({"student": {"architecture": "mlp"}, "recipe": {"method": method}})
-    assert [each.param for each in found] == ["recipe.method.peers[0].student.quantise"]
+    assert [each.param for each in found] == ["recipe.method.architectures[0].quantise"]
 
 
 def test_a_quantised_model_can_be_trained_further_and_teach_but_not_be_trained_as_a_teacher() -> None:
