@@ -212,10 +212,12 @@ def as_image(sample: Input) -> ImageInput:
 
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden]
+    bias = student.quantise is None or student.quantise.has_bias
     for fan_in, outputs in pairwise(widths):
-        tally.matrix(fan_in, outputs, bias=True)
+        tally.matrix(fan_in, outputs, bias=bias)
         tally.keep(outputs)
     tally.last_layer(student.head, widths[-1], classes)
+    tally.parameters -= 0 if bias else classes
 
 
 def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:

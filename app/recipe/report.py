@@ -7,9 +7,10 @@ from typing import Any
 
 from app.recipe.tasks import TASKS
 
-ONNX, INT8, PROGRAM, INTEGER = "model.onnx", "model.int8.onnx", "model.pt2", "model.integer.npz"
-GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM, "integer": INTEGER}
-"""Files of the graphs and of the integers, by their key in the report's figures of the student."""
+ONNX, INT8, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
+INTEGER, SPIKING = "model.integer.npz", "model.spiking.npz"
+GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM, "integer": INTEGER, "spiking": SPIKING}
+"""Files of the graphs and of the models for NumPy, by their key in the report's figures of the student."""
 Figures = Mapping[str, Any]
 MAIN_METRICS = {
     name: spec.main_metric.higher_is_better

@@ -74,6 +74,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "cfcd": class_vectors.cfcd,
     "naive_bayes": naive_bayes.naive_bayes,
     "calibration": metrics.calibration,
+    "bsnn": quantisation.binary,
     "l1norm_shiftquant": quantisation.shift_quant,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,

@@ -37,7 +37,7 @@ def export_integer(model: Model, folder: Path) -> Call:
 def integer_arrays(model: Model) -> dict[str, Array]:
     """The arrays of the file, by name; see `export_integer`."""
     layers = [layer for _, layer in quantised_layers(model.network)]
-    arrays: dict[str, Any] = {"layers": np.int32(len(layers)), **_preprocessing(model), **_scaling(model)}
+    arrays: dict[str, Any] = {"layers": np.int32(len(layers)), **preprocessing_arrays(model), **scaling_arrays(model)}
     for number, layer in enumerate(layers):
         quantiser = layer.quantiser
         assert isinstance(quantiser, ShiftQuantiser)
@@ -54,13 +54,15 @@ def integer_arrays(model: Model) -> dict[str, Array]:
     return arrays
 
 
-def _preprocessing(model: Model) -> dict[str, Any]:
+def preprocessing_arrays(model: Model) -> dict[str, Any]:
+    """`scale`, `mean` and `std` of raw samples, which broadcast to them."""
     given = model.preprocess
     assert isinstance(given, Normalize)  # of images and tables
     return {"scale": np.float32(given.scale), "mean": given.mean.cpu().numpy(), "std": given.std.cpu().numpy()}
 
 
-def _scaling(model: Model) -> dict[str, Any]:
+def scaling_arrays(model: Model) -> dict[str, Any]:
+    """`target_mean` and `target_std` (C,) of a regression; else 0 and 1."""
     given = model.rescale
     if isinstance(given, Rescale):
         return {"target_mean": given.mean.cpu().numpy(), "target_std": given.std.cpu().numpy()}

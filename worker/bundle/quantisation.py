@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from app.recipe.report import ONNX
+from app.recipe.report import ONNX, SPIKING
 from app.recipe.students.architectures import BuiltIn
 from worker.bundle.export import export_onnx
+from worker.bundle.spiking import spiking_figures
 from worker.bundle.verify import QUANTISED_TOLERANCE, TOLERANCE
 from worker.students.model import Model
 from worker.students.quantisers import quantised_layers, without_quantisers
@@ -32,7 +33,7 @@ def quantisation_figures(model: Model, evaluator: TaskEvaluator, samples: Tensor
     """Kind and number of quantised layers of a model on the CPU, and `float`: metrics, bytes and speed of an ONNX graph
     of the same weights without quantisers, written to a new folder within `folder` and removed.
 
-    `samples` (N, ...) are raw ones, for the measurement of speed.
+    Of a spiking network in `folder` also its metrics over time. `samples` (N, ...) are raw ones, for the measurement of speed.
     """
     network = model.config.architecture
     assert isinstance(network, BuiltIn)
@@ -44,4 +45,5 @@ def quantisation_figures(model: Model, evaluator: TaskEvaluator, samples: Tensor
         figures |= {"bytes": (Path(scratch) / ONNX).stat().st_size, "latency_runtime": "onnxruntime"}
         figures |= speed(call, samples.cpu())
     layers = sum(1 for _ in quantised_layers(model.network))
-    return {"kind": network.quantise.kind, "layers": layers, "float": figures}
+    over_time = {"spiking": spiking_figures(model, evaluator, folder)} if (folder / SPIKING).exists() else {}
+    return {"kind": network.quantise.kind, "layers": layers, "float": figures, **over_time}

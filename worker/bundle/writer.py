@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.plan import TrainingPlan
-from app.recipe.report import INT8, INTEGER, ONNX, PROGRAM
+from app.recipe.report import INT8, INTEGER, ONNX, PROGRAM, SPIKING
 from app.recipe.students.exports import TOO_LARGE, exports_of, is_too_large
 from app.recipe.students.model import DESCRIPTIONS
 from app.recipe.students.sentence_folder import FILES as FOLDER
@@ -24,6 +24,7 @@ from worker.bundle.curves import draw_curves
 from worker.bundle.report import Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.bundle.integer import export_integer
 from worker.bundle.quantisation import graph_tolerance, is_quantised, quantisation_figures
+from worker.bundle.spiking import export_spiking
 from worker.bundle.verify import TOLERANCE, allowed_difference, require_finite, require_same, require_same_metrics
 from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
@@ -110,6 +111,7 @@ GRAPHS: dict[ExportFormat, _Graph] = {
     "onnx": _Graph("onnx", ONNX, "onnxruntime", export.export_onnx),
     "onnx-int8": _Graph("onnx_int8", INT8, "onnxruntime", export.export_int8, exact=False),
     "integer": _Graph("integer", INTEGER, "numpy", export_integer),
+    "spiking": _Graph("spiking", SPIKING, "numpy", export_spiking, exact=False),
     "torch-export": _Graph("torch_export", PROGRAM, "torch", export.export_program),
 }
 """In the order in which they are written: the one with 8 bits is converted from the one before."""

@@ -15,8 +15,10 @@ from app.recipe.base import OneOf, Option, Paper
 class QuantisationSpec(Option):
     """Quantisation of the convolutions and linear layers of a network; all else stays in float32."""
 
-    formats: ClassVar[tuple[Literal["integer"], ...]] = ()
+    formats: ClassVar[tuple[Literal["integer", "spiking"], ...]] = ()
     """Export formats of such students alone, by default."""
+    has_bias: ClassVar[bool] = True
+    """Whether layers keep their bias."""
     kind: str
     """Which quantisation."""
 
@@ -69,6 +71,29 @@ class ShiftQuant(QuantisationSpec):
         return inputs * self.largest**2 << (self.groups - 1)
 
 
-QUANTISATIONS: tuple[type[QuantisationSpec], ...] = (Qat, ShiftQuant)
+class Binary(QuantisationSpec):
+    """Binary weights in all layers but the first and the last, and export as a spiking network.
+
+    Latent weights are centred over the inputs and clipped to [-1, 1] in every training step, and used as their signs
+    times their mean magnitude in each output unit. Layers have no bias, and ReLU between them, so that integrate-and-
+    fire neurons approximate them: after training the activations' percentile over the first 1024 training samples
+    becomes the threshold of a layer, and `model.spiking.npz` is simulated with NumPy alone. For `mlp` with two hidden
+    layers or more.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Exploring the Connection Between Binary and Spiking Neural Networks", "2002.10064"
+    )
+    formats = ("spiking",)
+    has_bias = False
+    kind: Literal["binary"] = "binary"
+    percentile: float = Field(99.7, ge=50.0, le=100.0)
+    """Percentile of a layer's activations, zeros included, that its neurons spike for in every step."""
+    steps: int = Field(100, ge=1, le=1000)
+    """Time steps T of the simulation; an input is repeated in each. The report has the metrics after 10, 20, 50 and 100
+    steps, as far as these are not more, and after T."""
+
+
+QUANTISATIONS: tuple[type[QuantisationSpec], ...] = (Qat, ShiftQuant, Binary)
 """All kinds."""
 Quantisation = Annotated[QuantisationSpec, OneOf(QUANTISATIONS)]

@@ -11,7 +11,7 @@ from app.recipe.students.architectures import BuiltIn, InpFormerNetwork, Mlp, Ne
 from app.recipe.students.heads import LinearHead, SvmHead
 from app.recipe.students.inputs import Input
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.quantisation import QUANTISATIONS, QuantisationSpec, ShiftQuant
+from app.recipe.students.quantisation import QUANTISATIONS, Binary, QuantisationSpec, ShiftQuant
 
 SPECIAL_FORMATS = frozenset(name for kind in QUANTISATIONS for name in kind.formats)
 """Export formats of some quantised students alone."""
@@ -27,6 +27,8 @@ def quantisation_problems(
         yield from _student_problems(job, network, spec)
     if isinstance(spec, ShiftQuant):
         yield from _shift_problems(job, network, spec, taken)
+    if isinstance(spec, Binary):
+        yield from _binary_problems(job, network, spec)
     for name in SPECIAL_FORMATS & {*(job.export or ())}:
         if spec is None or name not in spec.formats:
             kinds = " or ".join(each.model_fields["kind"].default for each in QUANTISATIONS if name in each.formats)
@@ -72,6 +74,23 @@ def _shift_problems(job: JobSpec, network: Network, spec: ShiftQuant, taken: Inp
     if (bound := spec.sum_bound(widest)) >= 1 << 31:
         found = f"is {spec.groups}, and sums of {widest} products of {spec.bits} bits, shifted, may reach {bound:,}"
         yield Problem("student.quantise.groups", found, "less, or fewer bits: sums are below 2^31")
+    yield from _length_problems(job, spec)
+
+
+def _binary_problems(job: JobSpec, network: Network, spec: Binary) -> Iterator[Problem]:
+    if not isinstance(network, Mlp):
+        found = f"is {network.architecture}, which has norms, shortcuts or max pooling that spiking neurons can't have"
+        yield Problem("student.architecture", found, "mlp, or another student.quantise")
+    elif len(network.hidden) < 2:
+        found = f"is {network.hidden}, and the first and the last layer keep their weights"
+        yield Problem("student.hidden", found, "two hidden layers or more")
+    if job.evaluation.keep == "best":
+        found = f"is best, and the thresholds of {spec.kind} are computed once, after the last step"
+        yield Problem("evaluation.keep", found, "last")
+    yield from _length_problems(job, spec)
+
+
+def _length_problems(job: JobSpec, spec: QuantisationSpec) -> Iterator[Problem]:
     if job.embedding is not None and job.embedding.normalise:
         yield Problem("embedding.normalise", f"is true, and {spec.kind} has no division by a length", "false")
 

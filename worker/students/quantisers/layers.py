@@ -9,7 +9,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.students.quantisation import QuantisationSpec
+from app.recipe.students.quantisation import Binary, QuantisationSpec
+from worker.students.quantisers.binary import ScaledRelu
 from worker.students.quantisers.base import QUANTISERS, Quantiser
 
 
@@ -53,13 +54,30 @@ QuantisedLayer = QuantisedConv2d | QuantisedLinear
 
 
 def quantised(network: nn.Module, spec: QuantisationSpec) -> nn.Module:
-    """Give every convolution and linear layer of `network` a quantiser of the kind `spec`, in place. Module paths and
+    """Give the convolutions and linear layers of `network` quantisers of the kind `spec`, in place. Module paths and
     weights stay as they are."""
 
     def swap(layer: nn.Module) -> nn.Module | None:
         if isinstance(layer, nn.Conv2d):
             return QuantisedConv2d(layer, _quantiser(spec, layer))
         return QuantisedLinear(layer, _quantiser(spec, layer)) if isinstance(layer, nn.Linear) else None
+
+    if isinstance(spec, Binary):
+        return with_binary_weights(network, spec)
+    return replace_layers(network, swap)
+
+
+def with_binary_weights(network: nn.Module, spec: Binary) -> nn.Module:
+    """Remove the biases of a chain of linear layers, give all but the first and the last binary weights, and the ReLUs
+    between them a scale of their activations, in place."""
+    linear = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
+    for layer in linear:
+        layer.register_parameter("bias", None)
+
+    def swap(layer: nn.Module) -> nn.Module | None:
+        if isinstance(layer, nn.ReLU):
+            return ScaledRelu()
+        return QuantisedLinear(layer, _quantiser(spec, layer)) if layer in linear[1:-1] else None
 
     return replace_layers(network, swap)
 
