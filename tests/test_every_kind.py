@@ -111,6 +111,7 @@ LAYERED: dict[str, Document] = {
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
     "qat": {"architecture": "cifar-resnet", "quantise": {"kind": "qat"}},
+    "binary": {"architecture": "mlp", "quantise": {"kind": "binary"}},
     "shift-quant": {"architecture": "mlp", "quantise": {"kind": "shift-quant"}},
 }
 """Students of layers that no architecture has by default."""
@@ -235,7 +236,8 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
     for name, student in LAYERED.items():
         formats = {"export": None} if "quantise" in student else {}
-        yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]}, **formats)
+        sizes = {"hidden": [8, 8]} if name == "binary" else STUDENT[student["architecture"]]
+        yield name, small_job(LABELS, {**student, **sizes}, **formats)
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}

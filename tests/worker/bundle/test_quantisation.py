@@ -36,6 +36,27 @@ def test_a_student_of_integers_is_published_with_a_program_that_reads_it(tmp_pat
     assert figures["bytes"] == (bundle / "model.integer.npz").stat().st_size
     assert (figures["max_difference"], figures["latency_runtime"]) == (0.0, "numpy")
     assert {"accuracy", "nll", "latency_ms_p50"} <= set(figures)
-    program = (bundle / "README.md").read_text().partition("`model.integer.npz`:\n\n```python\n")[2].partition("```")[0]
-    done = subprocess.run([sys.executable, "-c", program], cwd=bundle, capture_output=True, text=True, check=True)
-    assert done.stdout.strip()
+    assert printed_by(bundle, "model.integer.npz")
+
+
+def test_a_spiking_student_is_evaluated_over_its_time_steps(tmp_path: Path) -> None:
+    student = {"architecture": "mlp", "hidden": [32, 32], "quantise": {"kind": "binary", "steps": 60}}
+    word = play(stage(tmp_path, student=student, export=None), tmp_path).word
+    assert isinstance(word, Finished), word
+    bundle = tmp_path / "bundle"
+    report = json.loads((bundle / "report.json").read_text())
+    rows, figures = report["quantisation"]["spiking"], report["student"]["spiking"]
+    assert [row["steps"] for row in rows] == [10, 20, 50, 60]
+    assert rows[-1]["accuracy"] == figures["accuracy"]
+    assert all(0 < row["spikes"] <= 64 * row["steps"] and row["multiplications"] == 36 * 32 for row in rows)
+    assert [row["additions"] for row in rows] == sorted(row["additions"] for row in rows)
+    assert figures["bytes"] == (bundle / "model.spiking.npz").stat().st_size
+    assert printed_by(bundle, "model.spiking.npz")
+
+
+def printed_by(bundle: Path, file: str) -> str:
+    """Output of the card's program that reads a file."""
+    program = (bundle / "README.md").read_text().partition(f"`{file}`:\n\n```python\n")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", program], cwd=bundle, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

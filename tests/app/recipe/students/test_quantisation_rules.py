@@ -71,6 +71,26 @@ def test_integers_are_for_chains_of_layers_whose_sums_fit(document: dict[str, An
     assert [(each.param, each.accepted) for each in problems(document)] == [(param, accepted)]
 
 
+BINARY: dict[str, Any] = {"architecture": "mlp", "hidden": [8, 8], "quantise": {"kind": "binary"}}
+
+
+@pytest.mark.parametrize(
+    ("document", "param", "accepted"),
+    [
+        (
+            {"student": {"architecture": "cifar-vgg", "quantise": {"kind": "binary"}}},
+            "student.architecture",
+            "mlp, or another student.quantise",
+        ),
+        ({"student": {**BINARY, "hidden": [8]}}, "student.hidden", "two hidden layers or more"),
+        ({"student": BINARY, "evaluation": {"keep": "best"}}, "evaluation.keep", "last"),
+        ({"student": BINARY, "export": ["safetensors", "integer"]}, "export", "other formats"),
+    ],
+)
+def test_spiking_networks_are_of_linear_layers_and_relu(document: dict[str, Any], param: str, accepted: str) -> None:
+    assert [(each.param, each.accepted) for each in problems(document)] == [(param, accepted)]
+
+
 def test_only_the_student_can_be_quantised() -> None:
     method = {"kind": "mutual", "architectures": [MLP]}
     found = problems({"student": {"architecture": "mlp"}, "recipe": {"method": method}})
