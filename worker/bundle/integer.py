@@ -23,7 +23,7 @@ def export_integer(model: Model, folder: Path) -> Call:
     `layers`, `largest` (q), preprocessing (`scale`, `mean`, `std`) and scaling of outputs; of layer i `weight_i` (O, C)
     int8, `shifts_i` (C,) int32, `steps_i` (C,) float32, `unit_i` float32 and `bias_i` (O,) float32.
     """
-    np.savez(folder / INTEGER, **integer_arrays(model))
+    np.savez(folder / INTEGER, **integer_arrays(model))  # type: ignore[arg-type]  # NumPy's other keyword is a flag
 
     with np.load(folder / INTEGER, allow_pickle=False) as file:
         arrays = dict(file)

@@ -18,4 +18,4 @@ def predict(file: Any, samples: Array) -> Array:
         codes = np.clip(np.rint(x / file[f"steps_{number}"]), -file["largest"], file["largest"]).astype(np.int32)
         sums = (codes << file[f"shifts_{number}"]) @ file[f"weight_{number}"].T.astype(np.int32)
         x = sums.astype(np.float32) * file[f"unit_{number}"] + file[f"bias_{number}"]
-    return x * file["target_std"] + file["target_mean"]
+    return np.asarray(x * file["target_std"] + file["target_mean"], np.float32)

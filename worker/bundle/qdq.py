@@ -1,5 +1,5 @@
-"""The network of a quantised student as it is written to ONNX: 8-bit weights with DequantizeLinear, and inputs of layers
-through QuantizeLinear and DequantizeLinear."""
+"""The network of a quantised student as it is written to ONNX: 8-bit weights with DequantizeLinear, and inputs of
+layers through QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.students.model import Model
+from worker.students.quantisers.base import Product
 from worker.students.quantisers.layers import QuantisedLayer, replace_layers
 from worker.students.quantisers.qat import OFFSET, EightBits, weight_codes
 
@@ -33,7 +34,9 @@ class QdqLayer(nn.Module):
 
     def __init__(self, layer: QuantisedLayer, quantiser: EightBits) -> None:
         super().__init__()
-        self.plain = layer.plain()
+        plain = layer.plain()
+        self.product: Product = plain._conv_forward if isinstance(plain, nn.Conv2d) else nn.functional.linear
+        self.bias = plain.bias
         codes, weight_scale = weight_codes(layer.weight.detach())
         scale, zero = quantiser.input_codes()
         self.register_buffer("weight_codes", (codes + OFFSET).to(torch.uint8))
@@ -47,9 +50,8 @@ class QdqLayer(nn.Module):
         codes = _onnx("QuantizeLinear", [inputs, self.scale, self.zero], torch.uint8)
         operand = _onnx("DequantizeLinear", [codes, self.scale, self.zero], torch.float32)
         weight = _onnx("DequantizeLinear", [self.weight_codes, self.weight_scale, self.weight_zero], torch.float32, 0)
-        if isinstance(self.plain, nn.Conv2d):
-            return self.plain._conv_forward(operand, weight, self.plain.bias)
-        return nn.functional.linear(operand, weight, self.plain.bias)
+        outputs: Tensor = self.product(operand, weight, self.bias)
+        return outputs
 
 
 def with_qdq_layers(model: Model) -> Model:
@@ -69,5 +71,6 @@ def with_qdq_layers(model: Model) -> Model:
 
 def _onnx(operator: str, operands: list[Tensor], dtype: torch.dtype, axis: int | None = None) -> Tensor:
     """A node of the graph, whose output has the shape of the first operand."""
-    attributes = {} if axis is None else {"axis": axis}
-    return torch.onnx.ops.symbolic(operator, operands, attributes, dtype=dtype, shape=operands[0].shape)
+    attributes = None if axis is None else {"axis": axis}
+    shape = operands[0].shape
+    return torch.onnx.ops.symbolic(operator, operands, attributes, dtype=dtype, shape=shape)  # type: ignore[arg-type]

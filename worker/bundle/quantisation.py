@@ -33,7 +33,8 @@ def quantisation_figures(model: Model, evaluator: TaskEvaluator, samples: Tensor
     """Kind and number of quantised layers of a model on the CPU, and `float`: metrics, bytes and speed of an ONNX graph
     of the same weights without quantisers, written to a new folder within `folder` and removed.
 
-    Of a spiking network in `folder` also its metrics over time. `samples` (N, ...) are raw ones, for the measurement of speed.
+    Of a spiking network in `folder` also its metrics over time. `samples` (N, ...) are raw ones, for the measurement of
+    speed.
     """
     network = model.config.architecture
     assert isinstance(network, BuiltIn)

@@ -30,7 +30,7 @@ def export_spiking(model: Model, folder: Path) -> Call:
     `first` (D, K) and `last` (C, E) float32; of binary layer i of `layers` `signs_i` (O, ⌈I / 8⌉) uint8, bits, and
     `scales_i` (O,) float32; preprocessing (`scale`, `mean`, `std`), scaling of outputs, and `steps`.
     """
-    np.savez(folder / SPIKING, **spiking_arrays(model))
+    np.savez(folder / SPIKING, **spiking_arrays(model))  # type: ignore[arg-type]  # NumPy's other keyword is a flag
     file = _opened(folder)
     return _CountingCall(file, int(file["steps"]))
 

@@ -15,9 +15,9 @@ output or to 1. In float32 other orders of summation were measured to differ by 
 
 
 QUANTISED_TOLERANCE = 0.05
-"""The same for the graph of a quantised student. Another order of summation may move a value across the boundary of
-two codes, and so by a whole step: of 7 architectures a few samples in a hundred were measured to differ, by at most 0.01
-of the largest output or of 1, the mean by some 1e-5."""
+"""The same for the graph of a quantised student. Another order of summation may move a value across the boundary of two
+codes, and so by a whole step: of 7 architectures some samples in a hundred were measured to differ, by at most 0.01 of
+the largest output or of 1, and the mean by some 1e-5."""
 
 
 def require_same(name: str, exported: Tensor, live: Tensor, allowed: float) -> None:

@@ -21,9 +21,9 @@ from app.recipe.students.sentence_folder import FILES as FOLDER
 from worker.bundle import export
 from worker.bundle.card import model_card
 from worker.bundle.curves import draw_curves
-from worker.bundle.report import Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.bundle.integer import export_integer
 from worker.bundle.quantisation import graph_tolerance, is_quantised, quantisation_figures
+from worker.bundle.report import Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.bundle.spiking import export_spiking
 from worker.bundle.verify import TOLERANCE, allowed_difference, require_finite, require_same, require_same_metrics
 from worker.data.batches import Batch

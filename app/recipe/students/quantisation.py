@@ -49,9 +49,7 @@ class ShiftQuant(QuantisationSpec):
     with NumPy alone.
     """
 
-    paper: ClassVar[Paper | None] = Paper(
-        "Towards Accurate and Efficient Sub-8-Bit Integer Training", "2411.10948"
-    )
+    paper: ClassVar[Paper | None] = Paper("Towards Accurate and Efficient Sub-8-Bit Integer Training", "2411.10948")
     formats = ("integer",)
     kind: Literal["shift-quant"] = "shift-quant"
     bits: Literal[4, 6, 8] = 6

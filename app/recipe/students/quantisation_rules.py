@@ -29,18 +29,27 @@ def quantisation_problems(
         yield from _shift_problems(job, network, spec, taken)
     if isinstance(spec, Binary):
         yield from _binary_problems(job, network, spec)
-    for name in SPECIAL_FORMATS & {*(job.export or ())}:
+    yield from _format_problems(job, spec)
+    yield from _other_problems(job, network, teachers)
+
+
+def _format_problems(job: JobSpec, spec: QuantisationSpec | None) -> Iterator[Problem]:
+    for name in sorted(SPECIAL_FORMATS & {*(job.export or ())}):
         if spec is None or name not in spec.formats:
             kinds = " or ".join(each.model_fields["kind"].default for each in QUANTISATIONS if name in each.formats)
             yield Problem("export", f"has {name}, which is for students with quantise: {kinds}", "other formats")
+
+
+def _other_problems(job: JobSpec, network: Network, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:
+    """Problems of quantised networks other than the student."""
     for path, other in job.recipe.method.networks().items():
         if (found := _quantisation(other)) is not None:
             yield Problem(f"{path}.quantise", f"is {found.kind}, and only the student can be quantised", "null")
     for index, teacher in enumerate(job.all_teachers):
         stored = teachers.get(teacher.reference)
         if teacher.name == job.trained_teacher and stored and _quantisation(stored.architecture):
-            found = f"is quantised, and {job.recipe.method.kind} trains it"
-            yield Problem(f"{job.teacher_path(index)}.{teacher.source}", found, "a model in float32")
+            why = f"is quantised, and {job.recipe.method.kind} trains it"
+            yield Problem(f"{job.teacher_path(index)}.{teacher.source}", why, "a model in float32")
     if isinstance(network, InpFormerNetwork) and _quantisation(network.encoder):
         yield Problem("student.model", "is quantised, and can't be a frozen encoder", "a model in float32")
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from worker.students.layers.registry import LayerRegistry
 
-
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A convolution or linear map: of inputs, weight and bias."""
 

@@ -65,8 +65,8 @@ class ScaledRelu(nn.ReLU):
 
 @torch.no_grad()
 def fit_factors(network: nn.Module, inputs: Tensor, percentile: float) -> None:
-    """Set the factor of every `ScaledRelu` to the percentile, from 0 to 100, of its activations for `inputs` (N, ...) of
-    `network`; to the largest activation if that is 0, and to 1 if all are."""
+    """Set the factor of every `ScaledRelu` to the percentile, from 0 to 100, of its activations for `inputs` (N, ...)
+    of `network`; to the largest activation if that is 0, and to 1 if all are."""
     found: dict[ScaledRelu, Tensor] = {}
 
     def record(layer: nn.Module, _: object, output: Tensor) -> None:

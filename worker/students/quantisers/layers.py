@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.recipe.students.quantisation import Binary, QuantisationSpec
-from worker.students.quantisers.binary import ScaledRelu
 from worker.students.quantisers.base import QUANTISERS, Quantiser
+from worker.students.quantisers.binary import ScaledRelu
 
 
 class QuantisedConv2d(nn.Conv2d):

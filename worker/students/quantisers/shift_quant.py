@@ -83,7 +83,7 @@ class ShiftQuantiser(Quantiser):
         """See `Quantiser.multiply`."""
         if self.training:
             outputs = super().multiply(product, inputs, weight, bias)
-            rounded: Tensor = _RoundedGradient.apply(outputs, self.spec)
+            rounded: Tensor = _RoundedGradient.apply(outputs, self.spec)  # type: ignore[no-untyped-call]  # torch's
             return rounded
         scales, codes = self.input_scales(), self.integer_weight(weight)
         values = codes_of(inputs.float(), scales.steps, self.spec.largest) * scales.factors
@@ -129,7 +129,8 @@ class _RoundedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, spec: ShiftQuant) -> Tensor:
         ctx.spec = spec
-        return outputs.view_as(outputs)
+        same: Tensor = outputs.view_as(outputs)
+        return same
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -97,9 +97,7 @@ def test_the_gradient_is_rounded_without_bias_and_only_in_training() -> None:
     found, rows = layer(bits=4), inputs()
     outputs = found(rows)
     gradient = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2))
-    drawn = torch.stack(
-        [torch.autograd.grad(outputs, found.bias, gradient, retain_graph=True)[0] for _ in range(400)]
-    )
+    drawn = torch.stack([torch.autograd.grad(outputs, found.bias, gradient, retain_graph=True)[0] for _ in range(400)])
     assert len(drawn.unique(dim=0)) > 100
     spread = drawn.std(0) / 20
     assert bool(((drawn.mean(0) - gradient.sum(0)).abs() < 4 * spread).all())
