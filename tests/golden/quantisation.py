@@ -75,9 +75,8 @@ def _spikes(case: Case) -> Iterator[Comparison]:
     matrices, x = [weight.numpy() for weight in scaled], case.inputs["x"].numpy()
     sums, counts = simulate(matrices, x, case.hyper["timesteps"])
     for number, count in enumerate(counts, start=1):
-        yield Comparison(
-            BINARY, f"spike_counts{number}", torch.from_numpy(count), case.outputs[f"spike_counts{number}"]
-        )
+        name = f"spike_counts{number}"
+        yield Comparison(BINARY, name, torch.from_numpy(count), case.outputs[name], within=0.0)
     yield Comparison(BINARY, "output_sum", torch.from_numpy(sums), case.outputs["output_sum"])
     chosen = [simulate(matrices, x, steps + 1)[0].argmax(-1) for steps in range(case.hyper["timesteps"])]
     yield Comparison(BINARY, "pred_over_time", torch.from_numpy(np.stack(chosen)), case.outputs["pred_over_time"])

@@ -110,7 +110,8 @@ class ShiftQuantiser(Quantiser):
 
     def unit(self, weight: Tensor) -> Tensor:
         """What a sum of 1 stands for, a scalar float32: (r / q) (w / q) 2^-(G-1)."""
-        return self.input_scales().scale * self.integer_weight(weight)[1] / 2 ** (self.spec.groups - 1)
+        unit: Tensor = self.input_scales().scale * self.integer_weight(weight)[1] / 2 ** (self.spec.groups - 1)
+        return unit
 
     def input_scales(self) -> ShiftScales:
         """Scales of the inputs."""
