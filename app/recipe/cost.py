@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from app.recipe.students.architectures import (
+    BuiltIn,
     CifarResNet,
     CifarVgg,
     DualEncoder,
@@ -69,6 +70,9 @@ class Cost:
         return passes * (self.flops - self.frozen_flops) + self.frozen_flops
 
 
+QUANTISED_COPIES = 2
+"""Bound of what a quantised network keeps for the backward pass, as a multiple of what it keeps otherwise: the inputs
+of a layer are kept as they are and rounded."""
 _Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
 """Networks with a choice of norms and activations of images."""
 
@@ -149,7 +153,11 @@ def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
         frozen, shape = student_cost(encoder, image, student.encoder_outputs), feature_shape(student, image)
         return None if frozen is None or shape is None else reconstruction_cost(student, frozen, shape, image)
     tally = _count(student, sample, outputs)
-    return tally.cost() if tally else None
+    if tally is None:
+        return None
+    quantised = isinstance(student, BuiltIn) and student.quantise is not None
+    cost = tally.cost()
+    return replace(cost, activations=QUANTISED_COPIES * cost.activations) if quantised else cost
 
 
 def normalised_channels(network: Network) -> set[int]:
@@ -204,10 +212,12 @@ def as_image(sample: Input) -> ImageInput:
 
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden]
+    bias = student.quantise is None or student.quantise.has_bias
     for fan_in, outputs in pairwise(widths):
-        tally.matrix(fan_in, outputs, bias=True)
+        tally.matrix(fan_in, outputs, bias=bias)
         tally.keep(outputs)
     tally.last_layer(student.head, widths[-1], classes)
+    tally.parameters -= 0 if bias else classes
 
 
 def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:

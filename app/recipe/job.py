@@ -35,7 +35,7 @@ RequiredMetrics = Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False
 Queue = Literal["any", "cpu", "gpu"]
 Sharding = Literal["none", "fsdp"]
 PointNumber = Annotated[int, Field(ge=0, le=32_767)]
-ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export"]
+ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export", "integer", "spiking"]
 
 
 def _go_together(formats: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from tests.golden import (
     mutual,
     naive_bayes,
     optimizers,
+    quantisation,
     retrieval,
     rollback,
 )
@@ -73,6 +74,8 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "cfcd": class_vectors.cfcd,
     "naive_bayes": naive_bayes.naive_bayes,
     "calibration": metrics.calibration,
+    "bsnn": quantisation.binary,
+    "l1norm_shiftquant": quantisation.shift_quant,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,
     "sinkgd": optimizers.sinkgd,

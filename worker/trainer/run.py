@@ -36,7 +36,7 @@ from worker.students.model import Model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
 from worker.training import checkpoint
-from worker.training.closed_form import fit_head, require_every_class
+from worker.training.closed_form import fit_head, fit_thresholds, require_every_class
 from worker.training.evaluator import Evaluator
 from worker.training.fidelity import lower_teachers
 from worker.training.flop_counter import open_flop_counter, student_flops
@@ -166,6 +166,7 @@ def train_job(
 
     monitor.save(state)  # after this point, nothing is trained again
     fit_head(student.config, evaluated, data.train)
+    fit_thresholds(student.config, evaluated, data.train)
     log(PhaseBegan(phase="evaluating"))
     monitor.evaluate(state)
     if stop():

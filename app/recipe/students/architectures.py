@@ -24,6 +24,7 @@ from app.recipe.students.layers import (
     by_default,
 )
 from app.recipe.students.pooling import Pooling
+from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
 from app.recipe.students.replacements import Replacements, no_replacements
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
@@ -32,7 +33,14 @@ from app.recipe.teachers.teacher import Origin
 Width = Annotated[int, Field(ge=1, le=16_384)]
 
 
-class Mlp(Option):
+class BuiltIn(Option):
+    """Base of the networks of this project."""
+
+    quantise: Quantisation | None = Field(None, exclude_if=lambda value: value is None)
+    """Quantisation of its convolutions and linear layers, in training and in the exported model; none: float32."""
+
+
+class Mlp(BuiltIn):
     """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
 
     architecture: Literal["mlp"] = "mlp"
@@ -42,7 +50,7 @@ class Mlp(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarResNet(Option):
+class CifarResNet(BuiltIn):
     """ResNet for small images: three stages of basic blocks, parameter-free (option A) shortcuts."""
 
     paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
@@ -62,7 +70,7 @@ class CifarResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class WideResNet(Option):
+class WideResNet(BuiltIn):
     """Wide residual network: pre-activation basic blocks in three stages, 1x1 shortcuts where the width changes."""
 
     paper: ClassVar[Paper | None] = Paper("Wide Residual Networks", "1605.07146")
@@ -79,7 +87,7 @@ class WideResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class Vit(Option):
+class Vit(BuiltIn):
     """Small vision transformer: patch embedding, class token, learned positions, pre-norm blocks."""
 
     paper: ClassVar[Paper | None] = Paper("An Image is Worth 16x16 Words", "2010.11929")
@@ -104,7 +112,7 @@ class Vit(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarVgg(Option):
+class CifarVgg(BuiltIn):
     """VGG with norms for small images: five stages of 3x3 convolutions, halved after the first three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -123,7 +131,7 @@ class CifarVgg(Option):
     """Last layer, from the features to the outputs."""
 
 
-class MobileNetV2(Option):
+class MobileNetV2(BuiltIn):
     """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
 
     paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
@@ -140,7 +148,7 @@ class MobileNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-class ShuffleNetV2(Option):
+class ShuffleNetV2(BuiltIn):
     """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
 
     paper: ClassVar[Paper | None] = Paper(

@@ -32,6 +32,7 @@ from app.recipe.students.heads import HEADS, LIBRARY_HEADS, HeadSpec, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import GroupNorm, NoNorm
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.quantisation_rules import quantisation_problems
 from app.recipe.students.reconstruction import encoder_problems
 from app.recipe.students.shrink import Unshrinkable, network_of, student_input
 from app.recipe.tasks import tasks_for, tasks_with
@@ -68,6 +69,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
                 yield from _dual_encoder_problems(job, network)
                 yield from _replacement_problems(job, network)
                 yield from _network_problems(job, taken)
+                yield from quantisation_problems(job, network, teachers, taken)
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     yield from _embedding_problems(job)

@@ -16,7 +16,7 @@ from app.recipe.losses import CfcdLocal
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.class_vectors import require_classes_as_labels
-from worker.losses.embeddings import cosines
+from worker.losses.embeddings import query_cosines
 from worker.losses.features.activations import of_student
 from worker.tensors import at_least_float32
 
@@ -79,7 +79,7 @@ def tuples(vectors: Tensor, labels: Tensor, negatives: int, valid: Tensor | None
     known = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
     partners = same & known & known.unsqueeze(1) & (row != row.unsqueeze(1))
     ahead = ((row - row.unsqueeze(1)) % len(row)).where(partners, len(row))
-    similar = cosines(vectors).masked_fill(same | ~known, -torch.inf)
+    similar = query_cosines(vectors, 1).masked_fill(same | ~known, -torch.inf)
     values, places = similar.topk(min(negatives, len(row)))
     return Tuples(ahead.argmin(1), places, values.isfinite() & partners.any(1, keepdim=True))
 
