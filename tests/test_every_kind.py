@@ -91,8 +91,11 @@ LAYERED: dict[str, Document] = {
     },
     "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
     "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
-    "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
     "replaced norms": {"architecture": "transformers", "replace": [{"match": "*layernorm*", "with": {"kind": "rms"}}]},
+    **{
+        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
+        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
+    },
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
     "qat": {"architecture": "cifar-resnet", "quantise": {"kind": "qat"}},
     "binary": {"architecture": "mlp", "quantise": {"kind": "binary"}},
@@ -144,7 +147,9 @@ LABELLED = [kind for kind in OF_IMAGES if kind not in {step["kind"] for step in 
 """Augmentations of images that the jobs of self-supervision don't have."""
 OF_TEXTS = names(step for step in AUGMENTATIONS if "texts" in step.reads)
 OF_IMAGE_CLASSES = [
-    name for name in names(STUDENTS, "architecture") if name not in ("timm", "inp-former", "dual-encoder")
+    name
+    for name in names(STUDENTS, "architecture")
+    if name not in ("timm", "inp-former", "dual-encoder", "transformer")
 ]
 """Those of classifiers of images, but the one that needs a library which few machines have
 (`tests/worker/students/test_timm.py`)."""
@@ -212,6 +217,8 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
     started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
     yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
+    reader = {"architecture": "transformer", "width": 8, "depth": 1, "heads": 2, "attention": {"kind": "sigmoid"}}
+    yield "texts by a transformer", small_job(LABELS, reader, "text-classification", data=TEXTS, export=formats)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
     yield "many labels of texts", small_job(given, BERT, "multi-label-classification", data=MANY)
     mixed = {"train": "labels", "augment": [{"kind": "mixup"}, {"kind": "cutmix"}]}

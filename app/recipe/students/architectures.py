@@ -27,6 +27,7 @@ from app.recipe.students.pooling import Pooling
 from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
 from app.recipe.students.replacements import Replacements, no_replacements
+from app.recipe.students.text_transformer import TextTransformer as TextTransformer  # imported from here by all
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
@@ -327,7 +328,7 @@ class InpFormer(Reconstruction, Origin):
     architecture: Literal["inp-former"] = "inp-former"
 
 
-ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, TextTransformer)
 """Networks whose cost is counted from their description."""
 ImageEncoder = Annotated[
     CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
@@ -354,6 +355,7 @@ Network = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | DualEncoder
@@ -376,7 +378,8 @@ def codebook_of(network: object) -> VqLogits | None:
 
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
-    return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
+    of_the_library = isinstance(network, Transformers) and network.reads == "texts"
+    return of_the_library or isinstance(network, DualEncoder | TextTransformer)
 
 
 Student = Annotated[
@@ -387,6 +390,7 @@ Student = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | Shrink

@@ -294,6 +294,10 @@ def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
 
 
 def _vit(student: Shrink, teacher: Vit) -> Vit:
+    narrower = next((field for field in ("width", "heads") if getattr(student, field) is not None), None)
+    if narrower and not teacher.attention.narrows:
+        found = f"is given, and attention {teacher.attention.kind} has no smaller copy of its heads"
+        raise Unshrinkable(narrower, found, "null; layers and hidden can be reduced")
     heads = kept_heads(student, teacher)
     assert heads is not None
     width = _narrower(student, teacher.width)
