@@ -326,10 +326,12 @@ def _text_input_problems(network: TextTransformer, given: Input | None, path: st
 
 
 def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
-    if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
-        sides = f"{given.height} x {given.width}"
+    image = given if isinstance(given, ImageInput) else None
+    is_cut = image is None or not (image.height % network.patch_size or image.width % network.patch_size)
+    if image is not None and not is_cut:
+        sides = f"{image.height} x {image.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
-    elif network.width % network.heads:
+    if network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
-    elif isinstance(given, ImageInput):
-        yield from network.attention.problems(vit_attention(network, given), f"{path}.attention")
+    elif image is not None and is_cut:
+        yield from network.attention.problems(vit_attention(network, image), f"{path}.attention")
