@@ -66,6 +66,13 @@ MASKED: Document = {"train": DATA["anomaly-detection"], "mask_key": "mask"}
 """Normal images, and anomalous ones with their masks."""
 BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
+QUANTISED: dict[str, Document] = {
+    "qat": {"architecture": "cifar-resnet", "depth": 8, "width": 2},
+    "shift-quant": {"architecture": "mlp", "hidden": [8]},
+    "binary": {"architecture": "mlp", "hidden": [8, 8]},
+}
+"""Students by their quantisation."""
+QUANTISED = {kind: {**student, "quantise": {"kind": kind}} for kind, student in QUANTISED.items()}
 SVM: Document = {**CNN, "head": {"kind": "svm"}}
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
 GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
