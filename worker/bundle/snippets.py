@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from app.recipe.job import JobSpec
 from app.recipe.report import INT8, INTEGER, ONNX, PROGRAM, SPIKING
-from app.recipe.students.architectures import Timm, Transformers
+from app.recipe.students.architectures import Timm, opens_in_a_library
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
 from worker.bundle import integer_reader, spiking_reader
 from worker.students.weights import WEIGHTS
@@ -49,7 +49,7 @@ def _weights(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         return card.weights_program
     if isinstance(config.architecture, Timm):
         return _timm(card, job, config)
-    if not isinstance(config.architecture, Transformers):
+    if not opens_in_a_library(config.architecture):
         return TENSORS
     kind = card.auto_class(config)
     head = f"from transformers import {kind}" + (", AutoTokenizer" if _reads_text(config) else "")

@@ -118,13 +118,15 @@ def _readers(
 def _facts(samples: Samples, readers: Readers | None, targets: Targets, param: str) -> SampleFacts:
     """Facts about the samples that were read."""
     stored, count = samples.inputs, len(targets.by_file[param]) // samples.rows_per_sample
+    numbers, classes = targets.numbers, targets.classes.count if targets.classes else None
     if isinstance(stored, TextSamples):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
         size = 8 * readers.input.length * samples.rows_per_sample
-        return SampleFacts(count, readers.input, size, targets=targets.numbers)
+        return SampleFacts(count, readers.input, size, targets=numbers, classes=classes)
     pixels = stored.ndim == 4 and stored.dtype == np.uint8
-    return SampleFacts(count, _input(stored.shape[1:]), stored[0].nbytes, pixels, targets.numbers)
+    size = stored[0].nbytes * samples.rows_per_sample
+    return SampleFacts(count, _input(stored.shape[1:]), size, pixels, numbers, classes)
 
 
 def _input(shape: tuple[int, ...]) -> Input:

@@ -18,6 +18,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    TextTransformer,
     Timm,
     Transformers,
     Vit,
@@ -34,6 +35,7 @@ from worker.students import (
     mlp,
     mobilenet_v2,
     shufflenet_v2,
+    text_transformer,
     timm_network,
     vit,
     wide_resnet,
@@ -80,6 +82,8 @@ def build(
         return dual_encoder.build(network, sample, outputs)
     if isinstance(network, Transformers):
         return hugging_face.build(network, sample, outputs, embedding, per_token=per_token)
+    if isinstance(network, TextTransformer):
+        return text_transformer.build(network, sample, outputs)
     built = BUILDERS[type(network)](network, as_image(sample), outputs)
     return built if network.quantise is None else quantised(built, network.quantise)
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
-from app.recipe.students.heads import Head, LinearHead
+from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
     Activation,
@@ -26,6 +26,8 @@ from app.recipe.students.layers import (
 from app.recipe.students.pooling import Pooling
 from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
+from app.recipe.students.replacements import Replacements, no_replacements
+from app.recipe.students.text_transformer import TextTransformer as TextTransformer  # imported from here by all
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
@@ -193,13 +195,15 @@ class Transformers(Option):
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
-    """Last layer of a language model, from the hidden states to the logits."""
+    """Last layer, from the hidden states to the logits of classes or tokens."""
+    replace: Replacements = no_replacements()
+    """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
-        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
-        if self.head.kind not in accepted:
-            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
+        if not isinstance(self.head, LIBRARY_HEADS):
+            found = f"{self.head.kind} is not for networks of the Transformers library"
+            raise ValueError(f"head: {found}; accepted: linear, vq-logits")
         return self
 
     @property
@@ -274,6 +278,8 @@ class Pretrained(Option, Origin):
     """
 
     architecture: Literal["pretrained"] = "pretrained"
+    replace: Replacements = no_replacements()
+    """Layers of a network of the Transformers library that are built as another kind, behind those that already are."""
 
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -307,6 +313,8 @@ class DualEncoder(TaskOption):
         network = self.encoder
         if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
             raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        if network.replace:
+            raise ValueError("encoder: replace is not for the encoder of a dual-encoder; accepted: none")
         return self
 
 
@@ -320,7 +328,7 @@ class InpFormer(Reconstruction, Origin):
     architecture: Literal["inp-former"] = "inp-former"
 
 
-ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, TextTransformer)
 """Networks whose cost is counted from their description."""
 ImageEncoder = Annotated[
     CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
@@ -347,6 +355,7 @@ Network = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | DualEncoder
@@ -356,9 +365,21 @@ Network = Annotated[
 """Networks that can be built from their description."""
 
 
+def opens_in_a_library(network: Network) -> bool:
+    """Whether a public library can load the weights of a network."""
+    return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
+
+
+def codebook_of(network: object) -> VqLogits | None:
+    """The head of a network or a student, if it is a codebook."""
+    head = network.head if isinstance(network, (*ZOO, Transformers)) else None
+    return head if isinstance(head, VqLogits) else None
+
+
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
-    return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
+    of_the_library = isinstance(network, Transformers) and network.reads == "texts"
+    return of_the_library or isinstance(network, DualEncoder | TextTransformer)
 
 
 Student = Annotated[
@@ -369,6 +390,7 @@ Student = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | Shrink

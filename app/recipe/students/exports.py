@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import ExportFormat, JobSpec
-from app.recipe.students.architectures import BuiltIn, Network, Timm, Transformers
+from app.recipe.students.architectures import BuiltIn, Network, opens_in_a_library
 
 
 class Exports(NamedTuple):
@@ -22,7 +22,7 @@ def exports_of(job: JobSpec, network: Network, parameters: int) -> Exports:
     if job.export is not None:
         return Exports(job.export, {})
     wanted: list[ExportFormat] = ["safetensors", "onnx"]
-    if not isinstance(network, Transformers | Timm):
+    if not opens_in_a_library(network):
         wanted.append("torch-export")
     if isinstance(network, BuiltIn) and network.quantise is not None:
         wanted += network.quantise.formats
