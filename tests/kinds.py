@@ -68,6 +68,13 @@ BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
 TWO_IMAGES: Document = {"train": "two-images", "second_key": "other"}
 """Pairs of images of one class or of two."""
+QUANTISED: dict[str, Document] = {
+    "qat": {"architecture": "cifar-resnet", "depth": 8, "width": 2},
+    "shift-quant": {"architecture": "mlp", "hidden": [8]},
+    "binary": {"architecture": "mlp", "hidden": [8, 8]},
+}
+"""Students by their quantisation."""
+QUANTISED = {kind: {**student, "quantise": {"kind": kind}} for kind, student in QUANTISED.items()}
 SVM: Document = {**CNN, "head": {"kind": "svm"}}
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
 GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}

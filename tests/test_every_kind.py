@@ -97,9 +97,6 @@ LAYERED: dict[str, Document] = {
         for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
     },
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
-    "qat": {"architecture": "cifar-resnet", "quantise": {"kind": "qat"}},
-    "binary": {"architecture": "mlp", "quantise": {"kind": "binary"}},
-    "shift-quant": {"architecture": "mlp", "quantise": {"kind": "shift-quant"}},
 }
 """Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
@@ -226,9 +223,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
     for name, student in LAYERED.items():
-        formats = {"export": None} if "quantise" in student else {}
-        sizes = {"hidden": [8, 8]} if name == "binary" else STUDENT[student["architecture"]]
-        yield name, small_job(LABELS, {**student, **sizes}, **formats)
+        yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
+    for name, student in kinds.QUANTISED.items():
+        yield name, small_job(LABELS, student, export=None)
     asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
@@ -386,11 +383,7 @@ def test_together_the_jobs_have_every_kind_of_layer() -> None:
     ]
     layers = [getattr(student, field, None) for student in students for field in ("norm", "activation", "attention")]
     assert {type(layer) for layer in layers} >= {*NORMS, *ACTIVATIONS, *ATTENTIONS}
-
-
-def test_together_the_jobs_have_every_quantisation() -> None:
-    kinds_of = [job["student"]["quantise"]["kind"] for job in JOBS.values() if "quantise" in job["student"]]
-    assert set(kinds_of) == set(names(QUANTISATIONS))
+    assert set(kinds.QUANTISED) == set(names(QUANTISATIONS))
 
 
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:
