@@ -18,6 +18,7 @@ from app.recipe.students.architectures import (
     InpFormerNetwork,
     Mlp,
     Network,
+    TextTransformer,
     Transformers,
     Vit,
     codebook_of,
@@ -176,7 +177,7 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
 
 
 def _is_dense(network: Network) -> bool:
-    return isinstance(network, Mlp | Vit | Transformers | DualEncoder | InpFormerNetwork)
+    return isinstance(network, Mlp | Vit | TextTransformer | Transformers | DualEncoder | InpFormerNetwork)
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:

@@ -126,7 +126,8 @@ def _facts(samples: Samples, readers: Readers | None, targets: Targets, param: s
         size = 8 * readers.input.length * samples.rows_per_sample
         return SampleFacts(count, readers.input, size, targets=numbers, classes=classes)
     pixels = stored.ndim == 4 and stored.dtype == np.uint8
-    return SampleFacts(count, _input(stored.shape[1:]), stored[0].nbytes, pixels, numbers, classes)
+    size = stored[0].nbytes * samples.rows_per_sample
+    return SampleFacts(count, _input(stored.shape[1:]), size, pixels, numbers, classes)
 
 
 def _input(shape: tuple[int, ...]) -> Input:

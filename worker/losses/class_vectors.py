@@ -111,11 +111,16 @@ def madacos_logits(cosines: Tensor, labels: Tensor, batch: MadaCos) -> Tensor:
 def class_vectors(spec: ClassVectorTerm, builder: LossBuilder) -> ClassVectors:
     """The weight vectors of a term, which others with the same name share; raises UserError if the labels are no
     classes."""
-    if not builder.classes:
-        raise builder.refuse("its labels are no classes; accepted: a task with one class per image", "kind")
+    require_classes_as_labels(builder)
     made = builder.part(f"{spec.name}-vectors", lambda: ClassVectors(builder.classes, builder.outputs))
     assert isinstance(made, ClassVectors)  # nothing else has this name
     return made
+
+
+def require_classes_as_labels(builder: LossBuilder) -> None:
+    """Raise UserError (`invalid_job`) if the labels are no classes."""
+    if not builder.classes:
+        raise builder.refuse("its labels are no classes; accepted: a task with one class per image", "kind")
 
 
 def cosines_with(vectors: Tensor, weights: Tensor, eps: float = EPS) -> Tensor:

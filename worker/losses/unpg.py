@@ -81,7 +81,7 @@ def pair_parts(directions: Tensor, labels: Tensor, valid: Tensor) -> Iterator[Pa
 
 
 def whiskers_of(directions: Tensor, labels: Tensor, valid: Tensor, count: int, factor: float) -> Whiskers:
-    """Of the cosines of `count` > 0 pairs, see `pair_parts`; quartiles are values at the rounded-down places."""
+    """Of the cosines of `count` > 0 pairs of floating (B, D), see `pair_parts`; quartiles at rounded-down places."""
     places = torch.tensor([count // 4, 3 * count // 4], device=labels.device)
     values = lambda: (part.cosines[part.counted] for part in pair_parts(directions, labels, valid))  # noqa: E731
     low, high = ranked(values, places, directions.dtype)

@@ -41,7 +41,8 @@ def load_codebook(
     student = config.architecture
     assert isinstance(student, Transformers)  # by the caller, as its head
     assert isinstance(student.head, VqLogits)
-    full = Transformers(config={**student.config, **(UNTIED if student.decodes else {})}, head=LinearHead())
+    settings = {**student.config, **(UNTIED if student.decodes else {})}
+    full = student.model_copy(update={"config": settings, "head": LinearHead()})
     found = {key: tensor for key, tensor in state.items() if key.endswith(CODES)}
     rest = {key: tensor for key, tensor in state.items() if key not in found}
     network, report = load(config.model_copy(update={"architecture": full}), rest)

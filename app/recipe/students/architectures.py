@@ -24,14 +24,24 @@ from app.recipe.students.layers import (
     by_default,
 )
 from app.recipe.students.pooling import Pooling
+from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
+from app.recipe.students.replacements import Replacements, no_replacements
+from app.recipe.students.text_transformer import TextTransformer as TextTransformer  # imported from here by all
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 
 
-class Mlp(Option):
+class BuiltIn(Option):
+    """Base of the networks of this project."""
+
+    quantise: Quantisation | None = Field(None, exclude_if=lambda value: value is None)
+    """Quantisation of its convolutions and linear layers, in training and in the exported model; none: float32."""
+
+
+class Mlp(BuiltIn):
     """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
 
     architecture: Literal["mlp"] = "mlp"
@@ -41,7 +51,7 @@ class Mlp(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarResNet(Option):
+class CifarResNet(BuiltIn):
     """ResNet for small images: three stages of basic blocks, parameter-free (option A) shortcuts."""
 
     paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
@@ -61,7 +71,7 @@ class CifarResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class WideResNet(Option):
+class WideResNet(BuiltIn):
     """Wide residual network: pre-activation basic blocks in three stages, 1x1 shortcuts where the width changes."""
 
     paper: ClassVar[Paper | None] = Paper("Wide Residual Networks", "1605.07146")
@@ -78,7 +88,7 @@ class WideResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class Vit(Option):
+class Vit(BuiltIn):
     """Small vision transformer: patch embedding, class token, learned positions, pre-norm blocks."""
 
     paper: ClassVar[Paper | None] = Paper("An Image is Worth 16x16 Words", "2010.11929")
@@ -103,7 +113,7 @@ class Vit(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarVgg(Option):
+class CifarVgg(BuiltIn):
     """VGG with norms for small images: five stages of 3x3 convolutions, halved after the first three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -122,7 +132,7 @@ class CifarVgg(Option):
     """Last layer, from the features to the outputs."""
 
 
-class MobileNetV2(Option):
+class MobileNetV2(BuiltIn):
     """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
 
     paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
@@ -139,7 +149,7 @@ class MobileNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-class ShuffleNetV2(Option):
+class ShuffleNetV2(BuiltIn):
     """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -186,6 +196,8 @@ class Transformers(Option):
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
     """Last layer, from the hidden states to the logits of classes or tokens."""
+    replace: Replacements = no_replacements()
+    """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
@@ -266,6 +278,8 @@ class Pretrained(Option, Origin):
     """
 
     architecture: Literal["pretrained"] = "pretrained"
+    replace: Replacements = no_replacements()
+    """Layers of a network of the Transformers library that are built as another kind, behind those that already are."""
 
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -305,6 +319,8 @@ class DualEncoder(TaskOption):
         network = self.encoder
         if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
             raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        if network.replace:
+            raise ValueError("encoder: replace is not for the encoder of a dual-encoder; accepted: none")
         return self
 
 
@@ -318,7 +334,7 @@ class InpFormer(Reconstruction, Origin):
     architecture: Literal["inp-former"] = "inp-former"
 
 
-ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, TextTransformer)
 """Networks whose cost is counted from their description."""
 ImageEncoder = Annotated[
     CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
@@ -345,6 +361,7 @@ Network = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | DualEncoder
@@ -352,6 +369,11 @@ Network = Annotated[
     Field(discriminator="architecture"),
 ]
 """Networks that can be built from their description."""
+
+
+def opens_in_a_library(network: Network) -> bool:
+    """Whether a public library can load the weights of a network."""
+    return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
 
 
 def codebook_of(network: object) -> VqLogits | None:
@@ -362,7 +384,8 @@ def codebook_of(network: object) -> VqLogits | None:
 
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
-    return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
+    of_the_library = isinstance(network, Transformers) and network.reads == "texts"
+    return of_the_library or isinstance(network, DualEncoder | TextTransformer)
 
 
 Student = Annotated[
@@ -373,6 +396,7 @@ Student = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | Shrink
