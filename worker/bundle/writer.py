@@ -87,6 +87,10 @@ class TrainedJob(NamedTuple):
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
     write_further: Callable[[Path], Sequence[str]] = lambda folder: ()
     """Writes files of the training method into the bundle, and returns their names."""
+    train: Batch | None = None
+    """Training samples, for diagnostics; none: they are not given."""
+    further: Mapping[str, Batch] = {}
+    """Samples of the files of diagnostics, by the field that names each."""
     warnings: Sequence[Figures] = ()
     """Warnings of the job: `code` and `message` of each."""
 
@@ -332,6 +336,8 @@ class BundleWriter:
             self._bundle,
             model,
             {name: teacher for name, (teacher, _) in trained.teachers.items()},
+            trained.train,
+            trained.further,
         )
 
 

@@ -19,6 +19,7 @@ from worker.diagnostics.anomaly_maps import AnomalyMapsAnalysis
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
 from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
+from worker.diagnostics.mahalanobis import MahalanobisAnalysis
 from worker.diagnostics.robustness import RobustnessAnalysis
 from worker.losses.objective import unique_names
 from worker.students.model import Model
@@ -28,6 +29,7 @@ ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Robustness: RobustnessAnalysis,
     spec.DecisionBoundary: DecisionBoundaryAnalysis,
     spec.AnomalyMaps: AnomalyMapsAnalysis,
+    spec.Mahalanobis: MahalanobisAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"
@@ -56,18 +58,23 @@ def run_diagnostics(
     folder: Path,
     student: Model | None = None,
     teachers: Mapping[str, Model] = {},
+    train: Batch | None = None,
+    files: Mapping[str, Batch] = {},
 ) -> Diagnosed:
     """Run every diagnostic of a job in turn, and write their pictures into `folder`; see `DiagnosticInputs`.
 
-    `predict` returns outputs (n, C) float32 on the CPU for a batch of raw samples. A diagnostic that fails leaves its
+    `predict` returns outputs (n, C) float32 on the CPU for a batch of raw samples; `train` are the training samples,
+    and `files` those of the files that diagnostics name, by the path of the field. A diagnostic that fails leaves its
     reason in the figures and a warning, and the others continue: the trained student is valid without them. Raises
     OSError if a picture can't be written.
     """
     found = Diagnosed({}, [], [])
-    for name, one in zip(unique_names([_kind(each) for each in specs]), specs, strict=True):
+    names = unique_names([_kind(each) for each in specs])
+    for index, (name, one) in enumerate(zip(names, specs, strict=True)):
         entry: dict[str, Any] = one.model_dump(mode="json")
         fitted, judged = split_held_out(held_out, one, seed)
-        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers)
+        further = {field: files[f"evaluation.diagnostics[{index}].{field}"] for field in one.files}
+        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers, train, further)
         entry["samples"] = {"fitted": fitted.samples.samples if fitted else 0, "judged": judged.samples.samples}
         result = _result(ANALYSES[type(one)](one), inputs)
         if isinstance(result, str):

@@ -9,6 +9,7 @@ from app.recipe.diagnostics.anomaly_maps import AnomalyMaps
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
 from app.recipe.diagnostics.decision_boundary import DecisionBoundary
+from app.recipe.diagnostics.mahalanobis import Mahalanobis
 from app.recipe.diagnostics.robustness import Robustness
 
 __all__ = [
@@ -18,11 +19,12 @@ __all__ = [
     "DecisionBoundary",
     "Diagnostic",
     "DiagnosticSpec",
+    "Mahalanobis",
     "Robustness",
     "parts_of",
 ]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, AnomalyMaps)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, AnomalyMaps, Mahalanobis)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 

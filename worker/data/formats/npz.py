@@ -22,7 +22,7 @@ def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> S
     inputs = read_array(path, data.input_key, param)
     numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
     as_floats = partial(_numbers, key=data.label_key, param=param)
-    if reader.optional and data.label_key not in read_headers(path, param):
+    if not data.is_labelled(param) or (reader.optional and data.label_key not in read_headers(path, param)):
         labels = reader.join_labels({}, len(numbers))
     else:
         labels = reader.labels_from_array(read_array(path, data.label_key, param), as_floats)
