@@ -111,7 +111,11 @@ LAYERED: dict[str, Document] = {
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""
-DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
+DIAGNOSED: dict[str, Document] = {
+    "calibration": {"bins": 3},
+    "decision-boundary": {"alpha": 30.0},
+    "mahalanobis": {"data": "classes"},
+}
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
 
@@ -282,6 +286,9 @@ class Service(NamedTuple):
         if "model" in job["student"].get("encoder", {}):
             encoder = {**job["student"]["encoder"], "model": self.ids[job["student"]["encoder"]["model"]]}
             named["student"] = {**job["student"], "encoder": encoder}
+        if asked := job.get("evaluation", {}).get("diagnostics"):
+            of_files = [{**one, "data": self.ids[one["data"]]} if "data" in one else one for one in asked]
+            named["evaluation"] = {**job["evaluation"], "diagnostics": of_files}
         return named
 
 

@@ -24,7 +24,7 @@ __all__ = [
     "parts_of",
 ]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, AnomalyMaps, Mahalanobis)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, Mahalanobis, AnomalyMaps)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 

@@ -48,8 +48,7 @@ def test_its_file_has_samples_like_those_of_training_and_needs_no_labels() -> No
 
 
 def test_texts_are_not_attacked() -> None:
-    student = {"architecture": "transformers", "model_type": "bert"}
-    of_texts = {"task": "text-classification", "data": TEXTS, "student": student}
+    of_texts = {"task": "text-classification", "data": TEXTS}
     assert list(found(job({"data": "file_b", "magnitude": 0.1}, **of_texts))) == [
         f"{FIELD}.attacks",
         f"{FIELD}.magnitude",
