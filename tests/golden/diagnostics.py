@@ -7,14 +7,20 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
 
-from tests.golden import Case
+from tests.golden import Case, read_cases
 from tests.golden.comparison import Comparison
 from worker.diagnostics.features import pooled
 from worker.diagnostics.mahalanobis import towards
+from worker.diagnostics.probe_loss import ProbeLoss
+from worker.metrics.hessian import Ritz, density, eigenpairs, eigenvalue_ratio, lanczos, negative_share, trace
+from worker.metrics.loss_surface import scaled, surface
 from worker.metrics.mahalanobis import ClassGaussians, PooledCovariance, whitening_of
 
+WITHIN = 1e-4
+"""Of eigenvalues, whose search the authors stop at a change of 1e-3."""
 RESNET_STD = (0.2023, 0.1994, 0.2010)
 """Of the pixels' channels, by which the authors divide a change of their residual networks' inputs."""
 
@@ -49,3 +55,72 @@ def _features(case: Case, samples: Tensor) -> list[Tensor]:
     first = F.conv2d(samples, case.inputs["conv1_w"], case.inputs["conv1_b"], padding=1).tanh()
     second = F.conv2d(first, case.inputs["conv2_w"], case.inputs["conv2_b"], padding=1).tanh()
     return [pooled(first), pooled(second)]
+
+
+def hessian_spectrum(case: Case) -> Iterator[Comparison]:
+    """Products, trace, eigenvalues, Ritz values and density of a small network's loss; directions and losses around its
+    weights; criteria of given Ritz values."""
+    if case.name == "criteria":
+        yield from _criteria(case)
+    elif case.name.endswith("_surface"):
+        yield from _surface(case)
+    else:
+        yield from _spectrum(case)
+
+
+def _criteria(case: Case) -> Iterator[Comparison]:
+    runs = [Ritz(*run) for run in zip(case.inputs["eigs"], case.inputs["weights"], strict=True)]
+    powers = case.hyper["n"]
+    found = {"re": [eigenvalue_ratio(runs)] * len(powers), "Kh": [negative_share(runs, power) for power in powers]}
+    for name, values in found.items():
+        yield Comparison("hessian", name, torch.tensor(values, dtype=torch.float64), case.outputs[name])
+
+
+def _spectrum(case: Case) -> Iterator[Comparison]:
+    product, random = _probed(case).product, torch.Generator().manual_seed(0)
+    size = len(case.inputs["params"])
+    whole = torch.stack([product(row) for row in torch.eye(size, dtype=torch.float64)])
+    yield Comparison("hessian", "hessian", whole, case.outputs["hessian"], small=1.0)
+    probes = iter(case.inputs["probes"])
+    products = torch.stack([probe @ product(probe) for probe in case.inputs["probes"]])
+    yield Comparison("hessian", "probe_vhv", products, case.outputs["probe_vhv"])
+    estimate = torch.tensor(trace(product, lambda: next(probes), 0.0, 5).value, dtype=torch.float64)
+    yield Comparison("hessian", "trace of probes", estimate, case.outputs["probe_vhv"].mean())
+    draw = partial(torch.randn, size, generator=random, dtype=torch.float64)
+    top = eigenpairs(product, draw, 2, 1e-9, 2000)
+    values = torch.tensor(top.values, dtype=torch.float64)
+    yield Comparison("hessian", "top_eigs", values, case.outputs["top_eigs"], within=WITHIN)
+    run = lanczos(product, 2 * case.inputs["lanczos_start01"] - 1, case.hyper["lanczos_iters"])
+    yield Comparison("hessian", "ritz_values", run.values, case.outputs["ritz_values"], small=1.0)
+    found = density([run], case.hyper["density_bins"])
+    yield Comparison("hessian", "grid", found.grid, case.outputs["grid"], small=1.0)
+    yield Comparison("hessian", "density", found.values, case.outputs["density"], small=1.0, within=WITHIN)
+    if case.name != "linear":  # whose Hessian has fewer eigenvalues than there are steps
+        yield Comparison("hessian", "ritz_weights", run.weights, case.outputs["ritz_weights"])
+        figures = {"re": eigenvalue_ratio([run]), "Kh_n0_5": negative_share([run], 0.5)}
+        for name, value in {**figures, "Kh_n1": negative_share([run], 1.0)}.items():
+            yield Comparison("hessian", name, torch.tensor(value, dtype=torch.float64), case.outputs[name])
+
+
+def _surface(case: Case) -> Iterator[Comparison]:
+    loss = _probed(case)
+    axes = [case.inputs[name] for name in ("dir1", "dir2")]
+    filtered = [loss.join(scaled(loss.split(axis), loss.tensors, "filter")) for axis in axes]
+    layered = loss.join(scaled(loss.split(axes[0]), loss.tensors, "layer"))
+    losses = surface(loss.at, loss.weights, filtered, torch.tensor(case.hyper["alphas"], dtype=torch.float64))
+    found = {"dir1_filter": filtered[0], "dir2_filter": filtered[1], "dir1_layer": layered, "surface": losses}
+    for name, value in found.items():
+        yield Comparison("loss-landscape", name, value, case.outputs[name])
+
+
+def _probed(case: Case) -> ProbeLoss:
+    """Of the network of a case, or of the case whose surface this is."""
+    name = case.name.removesuffix("_surface")
+    inputs = next(one.inputs for one in read_cases(case.path) if one.name == name)
+    samples, labels, weights = inputs["x"], inputs["y"].long(), inputs["params"]
+    width, classes = samples.shape[1], int(labels.max()) + 1
+    hidden = (len(weights) - classes) // (width + 1 + classes)
+    two = [nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, classes)]
+    network = nn.Sequential(*(two if name == "mlp" else [nn.Linear(width, classes)])).double()
+    vector_to_parameters(weights, network.parameters())
+    return ProbeLoss(network, [(samples[rows], labels[rows]) for rows in torch.arange(len(labels)).split(7)])

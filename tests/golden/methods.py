@@ -75,6 +75,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "naive_bayes": naive_bayes.naive_bayes,
     "calibration": metrics.calibration,
     "mahalanobis": diagnostics.mahalanobis,
+    "hessian_spectrum": diagnostics.hessian_spectrum,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,
     "sinkgd": optimizers.sinkgd,

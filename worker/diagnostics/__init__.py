@@ -19,6 +19,8 @@ from worker.diagnostics.anomaly_maps import AnomalyMapsAnalysis
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
 from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
+from worker.diagnostics.hessian import HessianAnalysis
+from worker.diagnostics.loss_landscape import LossLandscapeAnalysis
 from worker.diagnostics.mahalanobis import MahalanobisAnalysis
 from worker.diagnostics.robustness import RobustnessAnalysis
 from worker.losses.objective import unique_names
@@ -30,6 +32,8 @@ ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.DecisionBoundary: DecisionBoundaryAnalysis,
     spec.AnomalyMaps: AnomalyMapsAnalysis,
     spec.Mahalanobis: MahalanobisAnalysis,
+    spec.Hessian: HessianAnalysis,
+    spec.LossLandscape: LossLandscapeAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"
@@ -74,8 +78,10 @@ def run_diagnostics(
         entry: dict[str, Any] = one.model_dump(mode="json")
         fitted, judged = split_held_out(held_out, one, seed)
         further = {field: files[f"evaluation.diagnostics[{index}].{field}"] for field in one.files}
-        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers, train, further)
+        used = _drawn(train, one.trained(train.samples), seed) if train is not None else None
+        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers, used, further)
         entry["samples"] = {"fitted": fitted.samples.samples if fitted else 0, "judged": judged.samples.samples}
+        entry["samples"]["training"] = used.samples if used else 0
         result = _result(ANALYSES[type(one)](one), inputs)
         if isinstance(result, str):
             entry["left_out"] = result
@@ -109,6 +115,14 @@ def _subset(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
         return HeldOutPart(taken)
     of_chosen = torch.zeros(samples.samples, dtype=torch.bool).index_fill(0, chosen, True)
     return HeldOutPart(taken, teacher[of_chosen.repeat_interleave(held_out.rows_of_samples)])
+
+
+def _drawn(train: Batch, count: int, seed: int) -> Batch | None:
+    """So many training samples; none for 0."""
+    if count in (0, train.samples):
+        return train if count else None
+    order = torch.randperm(train.samples, generator=generator(seed, "diagnostics", "training"))
+    return train.take_samples(order[:count].sort().values.to(train.storage_device))
 
 
 def _result(analysis: DiagnosticAnalysis, inputs: DiagnosticInputs) -> DiagnosticResult | str:

@@ -8,6 +8,7 @@ from app.recipe.base import OneOf
 from app.recipe.diagnostics.anomaly_maps import AnomalyMaps
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
+from app.recipe.diagnostics.curvature import Hessian, LossLandscape
 from app.recipe.diagnostics.decision_boundary import DecisionBoundary
 from app.recipe.diagnostics.mahalanobis import Mahalanobis
 from app.recipe.diagnostics.robustness import Robustness
@@ -19,12 +20,22 @@ __all__ = [
     "DecisionBoundary",
     "Diagnostic",
     "DiagnosticSpec",
+    "Hessian",
+    "LossLandscape",
     "Mahalanobis",
     "Robustness",
     "parts_of",
 ]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, Mahalanobis, AnomalyMaps)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (
+    Calibration,
+    Robustness,
+    DecisionBoundary,
+    Mahalanobis,
+    Hessian,
+    LossLandscape,
+    AnomalyMaps,
+)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 

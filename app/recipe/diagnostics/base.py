@@ -20,14 +20,16 @@ class DiagnosticSpec(TaskOption):
     fits: ClassVar[bool] = False
     """True if it fits parameters to held-out samples: half of them, drawn by the job's seed, are used for the fit, and
     the figures are measured on the other half."""
-    reads_training: ClassVar[bool] = False
-    """True if it needs the training samples."""
     needs_teacher: ClassVar[bool] = False
     """True when it compares the student with a teacher."""
 
     def judged(self, left: int) -> int:
         """Number of samples for its figures, out of the `left` held-out samples that are not used for fitting."""
         return left
+
+    def trained(self, count: int) -> int:
+        """Number of training samples that it needs, out of `count`, drawn by the job's seed."""
+        return 0
 
     @property
     def files(self) -> dict[str, str]:

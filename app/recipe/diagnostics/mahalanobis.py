@@ -37,7 +37,6 @@ class Mahalanobis(MeasuredAttack, DiagnosticSpec):
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     applies: ClassVar[str] = "Classification of samples."
     of_samples: ClassVar[bool] = True
-    reads_training: ClassVar[bool] = True
     kind: Literal["mahalanobis"] = "mahalanobis"
     data: Reference | None = None
     """File with outliers, in the format of `data.train` and with its columns or arrays of inputs; labels are not read.
@@ -55,6 +54,9 @@ class Mahalanobis(MeasuredAttack, DiagnosticSpec):
     that score is computed; 0: none. Only of images."""
     limit: int | None = Field(1000, ge=1)
     """Most held-out samples, and most samples of the file, that are scored, drawn by the job's seed; none: all."""
+
+    def trained(self, count: int) -> int:
+        return count
 
     @property
     def files(self) -> dict[str, str]:
