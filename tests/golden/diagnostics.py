@@ -18,9 +18,20 @@ from worker.diagnostics.probe_loss import ProbeLoss
 from worker.metrics.hessian import Ritz, density, eigenpairs, eigenvalue_ratio, lanczos, negative_share, trace
 from worker.metrics.loss_surface import scaled, surface
 from worker.metrics.mahalanobis import ClassGaussians, PooledCovariance, whitening_of
+from worker.metrics.wide_deep import (
+    activation,
+    kernel_regression,
+    majority,
+    nearest,
+    optimal_coefficients,
+    singular_exponent,
+    tangent_kernel,
+)
 
 WITHIN = 1e-4
 """Of eigenvalues, whose search the authors stop at a change of 1e-3."""
+PREDICTED, SINGULAR = 1e-6, 1e12
+"""Of solutions of linear equations, and the condition number from which a kernel has none that rounding leaves."""
 RESNET_STD = (0.2023, 0.1994, 0.2010)
 """Of the pixels' channels, by which the authors divide a change of their residual networks' inputs."""
 
@@ -100,6 +111,35 @@ def _spectrum(case: Case) -> Iterator[Comparison]:
         figures = {"re": eigenvalue_ratio([run]), "Kh_n0_5": negative_share([run], 0.5)}
         for name, value in {**figures, "Kh_n1": negative_share([run], 1.0)}.items():
             yield Comparison("hessian", name, torch.tensor(value, dtype=torch.float64), case.outputs[name])
+
+
+def widedeep_ntk(case: Case) -> Iterator[Comparison]:
+    """Tangent kernels and their predictions at several depths, activations, the singular exponent, and the classes in
+    the limit, which are -1 and 1."""
+    coefficients, labels = case.hyper["hermite_coeffs"], case.inputs["y"]
+    known, unknown = case.inputs["X"], case.inputs["Z"]
+    kernels = [
+        [tangent_kernel(each @ known.T, coefficients, depth) for each in (known, unknown)]
+        for depth in case.hyper["depths"]
+    ]
+    values = torch.stack([kernel_regression(*pair, labels.unsqueeze(1)).squeeze(1) for pair in kernels])
+    found = {"K": torch.stack([among for among, _ in kernels]), "K_test": torch.stack([test for _, test in kernels])}
+    found["act_values"] = activation(case.inputs["act_grid"], coefficients)
+    if "alpha" in case.outputs:
+        found["alpha"] = torch.tensor(singular_exponent(coefficients), dtype=torch.float64)
+        optimal = torch.tensor(optimal_coefficients(case.hyper["sphere_dim"]), dtype=torch.float64)
+        yield Comparison("widedeep", "optimal", optimal, torch.tensor(coefficients, dtype=torch.float64))
+    if "limit_label" in case.outputs:
+        limit = nearest(torch.cdist(unknown, known), labels)
+        if case.hyper["A0"]:
+            limit = torch.full_like(limit, 2 * majority((labels > 0).long(), 2) - 1)
+        found["limit_label"] = limit
+    for name, value in found.items():
+        yield Comparison("widedeep", name, value, case.outputs[name])
+    solved = torch.tensor([float(torch.linalg.cond(among)) < SINGULAR for among, _ in kernels])
+    predicted, expected = values[solved], case.outputs["pred"][solved]
+    yield Comparison("widedeep", "pred", predicted, expected, within=PREDICTED)
+    yield Comparison("widedeep", "sign of pred", predicted.sign(), expected.sign())
 
 
 def _surface(case: Case) -> Iterator[Comparison]:

@@ -76,6 +76,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "calibration": metrics.calibration,
     "mahalanobis": diagnostics.mahalanobis,
     "hessian_spectrum": diagnostics.hessian_spectrum,
+    "widedeep_ntk": diagnostics.widedeep_ntk,
     "adamp": optimizers.adamp,
     "sgdp": optimizers.sgdp,
     "sinkgd": optimizers.sinkgd,

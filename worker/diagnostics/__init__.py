@@ -20,9 +20,11 @@ from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, Diagno
 from worker.diagnostics.calibration import CalibrationAnalysis
 from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
 from worker.diagnostics.hessian import HessianAnalysis
+from worker.diagnostics.linear_evaluation import LinearEvaluationAnalysis
 from worker.diagnostics.loss_landscape import LossLandscapeAnalysis
 from worker.diagnostics.mahalanobis import MahalanobisAnalysis
 from worker.diagnostics.robustness import RobustnessAnalysis
+from worker.diagnostics.wide_deep import WideDeepAnalysis
 from worker.losses.objective import unique_names
 from worker.students.model import Model
 
@@ -34,6 +36,8 @@ ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Mahalanobis: MahalanobisAnalysis,
     spec.Hessian: HessianAnalysis,
     spec.LossLandscape: LossLandscapeAnalysis,
+    spec.LinearEvaluation: LinearEvaluationAnalysis,
+    spec.WideDeep: WideDeepAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"

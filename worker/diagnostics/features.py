@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,3 +89,30 @@ def batches_of(model: Model, samples: Batch, device: torch.device) -> Iterator[t
     """Raw samples on `device`, a batch at a time, and their classes (n,) int64 on the CPU."""
     for batch in samples.parts(EVAL_BATCH):
         yield batch.inputs[model.input_key].to(device), target_column(batch.targets).squeeze(-1).cpu()
+
+
+class LabelledFeatures(NamedTuple):
+    """Features of samples, and their classes; both are on the CPU."""
+
+    features: Tensor
+    """(n, D) float32."""
+    labels: Tensor
+    """(n,) int64."""
+
+    def take(self, chosen: Tensor) -> LabelledFeatures:
+        """Those of the samples at `chosen` (m,) int64."""
+        return LabelledFeatures(self.features[chosen], self.labels[chosen])
+
+
+def last_features(model: Model, samples: Batch, device: torch.device) -> LabelledFeatures:
+    """Inputs of the last layer for all samples; raises `NotComputable` if there is no such layer, or if they are not
+    finite."""
+    found, labels = [], []
+    with reading_features(model, [last_tap(model)]) as features:
+        for batch, classes in batches_of(model, samples, device):
+            found.append(features(batch)[0].cpu())
+            labels.append(classes)
+    whole = torch.cat(found)
+    if not bool(whole.isfinite().all()):
+        raise NotComputable("features of a network are not finite")
+    return LabelledFeatures(whole, torch.cat(labels))

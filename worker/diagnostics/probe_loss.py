@@ -82,8 +82,8 @@ class ProbeLoss:
 
 
 def _require_second_derivative(value: Tensor) -> None:
-    """Raise `NotComputable` if the graph of `value`, a scalar, has a function that marks its gradient as constant: torch
-    leaves it out where gradients of single tensors are asked for, and the product would be wrong without a word."""
+    """Raise `NotComputable` if the graph of `value`, a scalar, has a function whose gradient is marked as constant:
+    torch leaves it out where gradients of some tensors are asked for, and the product would be wrong without a word."""
     waiting, seen = [value.grad_fn], set()
     while waiting:
         node = waiting.pop()

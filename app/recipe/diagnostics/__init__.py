@@ -10,6 +10,7 @@ from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
 from app.recipe.diagnostics.curvature import Hessian, LossLandscape
 from app.recipe.diagnostics.decision_boundary import DecisionBoundary
+from app.recipe.diagnostics.frozen_features import LinearEvaluation, WideDeep
 from app.recipe.diagnostics.mahalanobis import Mahalanobis
 from app.recipe.diagnostics.robustness import Robustness
 
@@ -21,9 +22,11 @@ __all__ = [
     "Diagnostic",
     "DiagnosticSpec",
     "Hessian",
+    "LinearEvaluation",
     "LossLandscape",
     "Mahalanobis",
     "Robustness",
+    "WideDeep",
     "parts_of",
 ]
 
@@ -34,6 +37,8 @@ DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (
     Mahalanobis,
     Hessian,
     LossLandscape,
+    LinearEvaluation,
+    WideDeep,
     AnomalyMaps,
 )
 """All kinds."""
