@@ -115,6 +115,8 @@ DIAGNOSED: dict[str, Document] = {
     "calibration": {"bins": 3},
     "decision-boundary": {"alpha": 30.0},
     "mahalanobis": {"data": "classes"},
+    "hessian": {"samples": 20, "lanczos_steps": 5, "steps": 5},
+    "loss-landscape": {"samples": 20, "points": 3},
 }
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 

@@ -13,7 +13,7 @@ from torch import nn
 from app.recipe.diagnostics import DiagnosticSpec, LinearEvaluation, WideDeep
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.inputs import TableInput
-from app.recipe.students.model import ModelConfig
+from app.recipe.students.model import ModelConfig, Preprocessing
 from tests.worker.training.builders import play, stage
 from worker.data.batches import Batch, whole_split
 from worker.diagnostics import run_diagnostics
@@ -44,7 +44,9 @@ class Plain(nn.Module):
 
 
 def model(*, useful: bool = True) -> Model:
-    return Model(ModelConfig(architecture=Mlp(), input=TableInput(columns=4), classes=2), Plain(useful))
+    plain = Preprocessing(mean=[0.0] * 4, std=[1.0] * 4)
+    config = ModelConfig(architecture=Mlp(), input=TableInput(columns=4), preprocessing=plain, classes=2)
+    return Model(config, Plain(useful))
 
 
 def samples(count: int, seed: int, noise: float = 0.0) -> Batch:
