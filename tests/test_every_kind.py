@@ -111,16 +111,6 @@ LAYERED: dict[str, Document] = {
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""
-DIAGNOSED: dict[str, Document] = {
-    "calibration": {"bins": 3},
-    "decision-boundary": {"alpha": 30.0},
-    "mahalanobis": {"data": "classes"},
-    "hessian": {"samples": 20, "lanczos_steps": 5, "steps": 5},
-    "loss-landscape": {"samples": 20, "points": 3},
-}
-"""What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
-
-
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
@@ -238,7 +228,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
     for name, student in LAYERED.items():
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
-    asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
+    asked = [{"kind": kind, **kinds.DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
     data = {"train": "classes", "eval_fraction": 0.7}

@@ -14,8 +14,9 @@ Scaling = Literal["filter", "layer", "model", "weight"]
 
 
 def scaled(directions: Sequence[Tensor], weights: Sequence[Tensor], scaling: Scaling) -> list[Tensor]:
-    """The floating `directions`, each of the shape of one of the `weights`: with the length of every filter (a slice along the
-    first axis; a vector as a whole), of every tensor, or of all weights together, or multiplied by the weights."""
+    """The floating `directions`, of the shapes of the `weights`, which are any: with the length of every filter (a
+    slice along the first axis; a vector as a whole), of every tensor, or of all weights together, or multiplied by the
+    weights."""
     if scaling == "model":
         ratio = _length(weights) / _length(directions)
         return [ratio * direction for direction in directions]
