@@ -127,7 +127,8 @@ def write_bundle(
     device: torch.device,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[BundleFile]:
-    """Write `folder/bundle`; every figure of its report is measured on the written files. `warn` is called for formats
+    """Write `folder/bundle`, and return the files to publish: of a job that trains nothing, the report and its pictures
+    alone. Every figure of its report is measured on the written files. `warn` is called for formats
     that are exported by default and can't be.
 
     Raises SystemFault (`export_mismatch`) if a file does not return the live model's outputs, and UserError
@@ -158,6 +159,8 @@ def write_bundle(
         RECIPE,
         CARD,
     )
+    if not trained.job.recipe.method.trains:
+        names = (REPORT, RECIPE)
     names += (*writer.diagnosed.pictures, *trained.write_further(bundle))
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
