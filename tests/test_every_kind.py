@@ -372,7 +372,7 @@ def test_a_row_of_a_search_becomes_a_model_of_its_own(service: Service, ended: d
 
 
 def test_together_the_jobs_have_every_method() -> None:
-    assert {"supervised", "on-policy", "sequence-level", *METHOD_JOBS} == set(names(METHODS))
+    assert {"supervised", "on-policy", "sequence-level", "untrained", *METHOD_JOBS} == set(names(METHODS))
 
 
 def test_together_the_jobs_have_every_kind_of_layer() -> None:

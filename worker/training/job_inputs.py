@@ -108,9 +108,7 @@ def _require_stored_outputs(student: Model, job: JobSpec, paths: dict[str, Path]
     same = stored.task_spec.answers_alike(student.config.task_spec) and stored.outputs == student.config.outputs
     if not (same and stored.has_head):
         here, there = (f"{one.outputs} outputs for {one.task}" for one in (student.config, stored))
-        _refuse_fresh(
-            f"the model has {there}, the data {here}; data.class_order, or data.classes, can have its classes"
-        )
+        _refuse_fresh(f"the model has {there}, the data {here}; data.classes or data.class_order can name its classes")
 
 
 def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:

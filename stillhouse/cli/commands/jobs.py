@@ -52,7 +52,7 @@ def diagnose(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Set a value, as in data.format=csv or evaluation.diagnostics.0.samples=100."),
+        typer.Option("--set", help="Set a value, as in data.format=csv or evaluation.diagnostics[0].samples=100."),
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch it until it ends.")] = False,
 ) -> CommandOutput | LineOutput:
