@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import Field, ValidationError
 
 from app.core.errors import Invalid
@@ -13,10 +13,10 @@ from app.core.http import errors
 from app.core.json_body import JsonRoute
 from app.core.services import ServicesDep
 from app.jobs import service
+from app.jobs.endpoints import IdempotencyHeader, Writer, idempotency_of
 from app.jobs.schemas.job import JobView
 from app.models.service import get_model
 from app.models.tables import ModelRow
-from app.projects.auth import Caller, require
 from app.recipe.base import Spec
 from app.recipe.data.sources import AnyData
 from app.recipe.job import MAX_SEED, EvaluationSpec, JobSpec, Labels, Name, Resources
@@ -25,7 +25,6 @@ from app.recipe.tasks import TaskName
 from app.recipe.teachers.teacher import Teacher
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=JsonRoute)
-Writer = Annotated[Caller, Depends(require("write"))]
 
 
 class DiagnosisRequest(Spec):
@@ -49,18 +48,27 @@ class DiagnosisRequest(Spec):
     """Seed of all random draws; none: one is drawn and recorded."""
 
 
-@router.post("/{model_id}/diagnostics", status_code=201, responses=errors(400, 404, 413, 415, 422))
+@router.post("/{model_id}/diagnostics", status_code=201, responses=errors(400, 404, 409, 413, 415, 422))
 async def diagnose_model(
-    model_id: str, wanted: DiagnosisRequest, caller: Writer, services: ServicesDep, response: Response
+    model_id: str,
+    wanted: DiagnosisRequest,
+    caller: Writer,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: IdempotencyHeader = None,
 ) -> JobView:
-    """Run diagnostics of a stored model: a job that trains nothing, whose artifacts are its report and pictures."""
+    """Run diagnostics of a stored model: a job that trains nothing, whose artifacts are its report and pictures. With
+    an `Idempotency-Key`, a repeated request returns the same job."""
+    settings = services.settings
+    request = ("diagnose", model_id, wanted.model_dump_json())
+    idempotent = idempotency_of(settings.idempotency_seconds, idempotency_key, *request)
     async with services.database.read() as session:
         model = await get_model(session, caller.project_id, model_id)
     try:
         spec = JobSpec.model_validate(job_document(model, wanted))
     except ValidationError as error:
         raise Invalid.fields(of_validation(error, JobSpec)) from None
-    job = await service.create(services.database, caller.project_id, spec, outside=services.settings.outside)
+    job = await service.create(services.database, caller.project_id, spec, idempotent, outside=settings.outside)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 

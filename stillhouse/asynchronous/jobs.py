@@ -70,7 +70,9 @@ class AsyncJobsApi(AsyncFilesApi):
         body = await self.upload_data(spec, folder=folder)
         return await self._one(Job, "POST", "/v1/jobs", json=body, headers=idempotency(idempotency_key))
 
-    async def diagnose(self, model_id: str, wanted: Document, *, folder: Path = HERE) -> Job:
+    async def diagnose(
+        self, model_id: str, wanted: Document, *, folder: Path = HERE, idempotency_key: str | None = None
+    ) -> Job:
         """Run diagnostics of a stored model, as a job that trains nothing; its artifacts are the report and its
         pictures.
 
@@ -79,6 +81,7 @@ class AsyncJobsApi(AsyncFilesApi):
             wanted: `data` and `evaluation` as in a job, the latter with its `diagnostics`; optionally `teachers`,
                 `task`, `name`, `labels`, `resources` and `seed`. Data is uploaded as by `submit`.
             folder: Folder that the paths are relative to.
+            idempotency_key: Name of this request, as of `submit`.
 
         Returns:
             The job, queued.
@@ -89,7 +92,8 @@ class AsyncJobsApi(AsyncFilesApi):
             ServiceError: The job is not valid (422); `errors` lists every invalid field.
         """
         body = await self.upload_data(wanted, folder=folder)
-        return await self._one(Job, "POST", resource("models", model_id, "diagnostics"), json=body)
+        address = resource("models", model_id, "diagnostics")
+        return await self._one(Job, "POST", address, json=body, headers=idempotency(idempotency_key))
 
     async def validate(self, spec: Document, *, folder: Path = HERE) -> Validation:
         """Validate a job without creating it; data is uploaded as by `submit`.

@@ -43,6 +43,16 @@ async def test_a_model_s_diagnostics_are_a_job_that_trains_nothing(api: Api) -> 
     assert (job["status"], job["name"]) == ("queued", "mine, diagnosed")
 
 
+async def test_a_repeated_request_makes_one_job(api: Api) -> None:
+    model = (await registered(api))["id"]
+    wanted = {"data": {"train": await data_file(api)}, "evaluation": {"diagnostics": [{"kind": "widedeep"}]}}
+    answers = [
+        await api.client.post(f"/v1/models/{model}/diagnostics", json=wanted, headers={"Idempotency-Key": "one"})
+        for _ in range(2)
+    ]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
 async def test_fields_that_are_wrong_are_named_as_they_were_given(api: Api) -> None:
     model = (await registered(api))["id"]
     wrong = {"diagnostics": [{"kind": "decision-boundary"}]}
