@@ -133,6 +133,10 @@ class Data(Spec):
         """Whether samples of the file that the field `param` names are evaluated on."""
         return param == "data.eval" or self.holds_out
 
+    def is_labelled(self, param: str) -> bool:
+        """Whether labels are read from the file that the field `param` names: not from one of a diagnostic."""
+        return param.startswith("data.")
+
     @model_validator(mode="after")
     def _cycles_something(self) -> Self:
         if self.augment_epochs is not None and not self.augment:
@@ -240,6 +244,8 @@ class Table(Texts):
         if param in alone:
             columns: dict[str, Any] = {"input_columns": alone[param], "label_columns": [], "candidate_columns": []}
             return self.model_copy(update=columns)
+        if not self.is_labelled(param):
+            return self.model_copy(update={"label_columns": []})
         if param != "data.eval":
             return self
         own = {name: getattr(self, f"eval_{name}") for name in get_args(ColumnsField)}
