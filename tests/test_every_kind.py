@@ -226,7 +226,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     asked = [{"kind": kind, **kinds.DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
-    data = {"train": "classes", "eval_fraction": 0.7}
+    data = {"train": "classes", "eval_fraction": 0.5}
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
     yield "diagnostics of a classifier", small_job(like_its_teacher, pretrained, data=data, **more)
     given = {"losses": [{"kind": "feature-reconstruction"}, {"kind": "prototype-coherence"}], "epochs": 1}
