@@ -22,6 +22,7 @@ from tests.golden import (
     multi_label,
     mutual,
     naive_bayes,
+    norms,
     optimizers,
     retrieval,
     rollback,
@@ -79,6 +80,10 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "swan": optimizers.swan,
     "nap": optimizers.nap,
     "normalized_lr_gd": optimizers.normalized_gd,
+    "norms": norms.norms,
+    "powernorm": norms.power_norm,
+    "unified_norm": norms.unified_norm,
+    "l1norm_shiftquant": norms.l1_norm,
     "vqlogits": codebook.vq_logits,
     "two_pass_softmax": kernels.two_pass_softmax,
 }

@@ -22,6 +22,7 @@ from app.recipe.students.architectures import (
 )
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.layers import NormSpec
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import with_encoder
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
@@ -266,10 +267,14 @@ def _cifar_resnet(student: Shrink, teacher: CifarResNet) -> CifarResNet:
     width = _narrower(student, teacher.width)
     if width < teacher.width and teacher.padding == "both":
         raise Unshrinkable("width", "moves what the teacher's shortcuts pad on both sides", str(teacher.width))
-    if not teacher.norm.divides(width):
+    _require_groups(teacher.norm, width)
+    return CifarResNet(**{**dict(teacher), "depth": depth, "width": width})
+
+
+def _require_groups(norm: NormSpec, width: int) -> None:
+    if not norm.divides(width):
         found = f"is {width}, which the groups of the teacher's norm do not divide"
         raise Unshrinkable("width", found, "a multiple of its groups")
-    return CifarResNet(**{**dict(teacher), "depth": depth, "width": width})
 
 
 def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
@@ -285,6 +290,7 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
     heads = kept_heads(student, teacher)
     assert heads is not None
     width = _narrower(student, teacher.width)
+    _require_groups(teacher.norm, width)
     hidden = _hidden(student, feed_forward_width(teacher), width, teacher.width)
     depth = len(kept_layers(student, teacher.depth))
     sizes: dict[str, Any] = {"width": width, "depth": depth, "heads": len(heads.queries), "mlp_ratio": hidden / width}
