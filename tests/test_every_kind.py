@@ -107,6 +107,14 @@ LAYERED: dict[str, Document] = {
     },
     "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
     "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
+    **{
+        f"{kind} norm of tokens": {"architecture": "vit", "patch_size": 4, "norm": {"kind": kind}}
+        for kind in ("crms", "power", "unified", "l1-layer")
+    },
+    **{
+        f"{kind} norm of images": {"architecture": "wide-resnet", "norm": {"kind": kind}}
+        for kind in ("unified", "l1-batch", "l1-layer")
+    },
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }

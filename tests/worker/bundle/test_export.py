@@ -69,6 +69,17 @@ LAYERED: dict[str, dict[str, Any]] = {
         "activation": {"kind": "relu"},
     },
 }
+LAYERED |= {
+    f"{kind} of tokens": {"architecture": "vit", "norm": {"kind": kind}}
+    for kind in ("crms", "power", "unified", "l1-layer")
+}
+LAYERED |= {
+    f"{kind} of images": {"architecture": "cifar-resnet", "norm": {"kind": kind}}
+    for kind in ("unified", "l1-batch", "l1-layer")
+}
+LAYERED["partial rms"] = {
+    **{"architecture": "vit", "norm": {"kind": "rms", "partial": 0.5, "eps_mode": "outside"}},
+}
 SIZES: dict[str, dict[str, Any]] = {
     "cifar-resnet": {"depth": 8, "width": 4},
     "wide-resnet": {"depth": 10},

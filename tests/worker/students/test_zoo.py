@@ -20,15 +20,20 @@ from app.recipe.students.layers import (
     ATTENTIONS,
     NORMS,
     BatchNorm,
+    CrmsNorm,
     Gelu,
     GroupNorm,
+    L1BatchNorm,
+    L1LayerNorm,
     LayerNorm,
     LeakyRelu,
     LinearAttention,
     NoNorm,
+    PowerNorm,
     Relu,
     RmsNorm,
     Silu,
+    UnifiedNorm,
 )
 from app.recipe.students.model import ImageInput
 from worker.students import build
@@ -44,7 +49,7 @@ STUDENTS: list[Student] = [
     ShuffleNetV2(size="0.5x"),
     Vit(patch_size=1, width=8, depth=2, heads=2),
 ]
-LAYERED: dict[str, Student] = {
+LAYERED: dict[str, CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit] = {
     "no norms": CifarResNet(depth=8, width=4, norm=NoNorm(), activation=Gelu()),
     "rms of images": CifarResNet(depth=8, width=4, norm=RmsNorm()),
     "groups": WideResNet(depth=10, norm=GroupNorm(groups=4), activation=LeakyRelu(slope=0.1)),
@@ -52,6 +57,13 @@ LAYERED: dict[str, Student] = {
     "groups of a mobile network": MobileNetV2(multiplier=0.25, norm=GroupNorm(groups=2), activation=Silu()),
     "layer norm of shuffled channels": ShuffleNetV2(size="0.5x", norm=LayerNorm(), activation=LeakyRelu()),
     "rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=RmsNorm(), activation=Relu()),
+    "compressed rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=CrmsNorm()),
+    "power": Vit(patch_size=1, width=8, depth=2, heads=2, norm=PowerNorm(groups=2, warmup_steps=4)),
+    "unified": Vit(patch_size=1, width=8, depth=2, heads=2, norm=UnifiedNorm(warmup_steps=5, clamp_after=5)),
+    "unified of images": CifarResNet(depth=8, width=4, norm=UnifiedNorm(warmup_steps=5, clamp_after=5)),
+    "l1 of tokens": Vit(patch_size=1, width=8, depth=2, heads=2, norm=L1LayerNorm()),
+    "l1 of images": WideResNet(depth=10, norm=L1LayerNorm()),
+    "l1 of batches": CifarResNet(depth=8, width=4, norm=L1BatchNorm()),
     "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
 }
 """Every kind of layer but those that networks have by default."""
@@ -103,7 +115,15 @@ def test_networks_of_other_layers_learn(name: str, precision: torch.dtype) -> No
     assert losses[-1] < 0.97 * losses[0]
 
 
-@pytest.mark.parametrize("name", [name for name, student in LAYERED.items() if not isinstance(student, CifarVgg)])
+ALONE = [
+    name
+    for name, student in LAYERED.items()
+    if not isinstance(student, CifarVgg) and not isinstance(student.norm, PowerNorm | UnifiedNorm | L1BatchNorm)
+]
+"""Networks whose norms are of single samples."""
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_without_batch_norm_a_sample_does_not_depend_on_its_batch_in_training_either(name: str) -> None:
     network = build(LAYERED[name], IMAGES[0], 5).train()
     images = torch.randn(4, 1, 8, 8)

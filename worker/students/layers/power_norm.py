@@ -40,16 +40,18 @@ class QuadraticNorm(nn.Module):
         """Floating tokens (..., D) to the same shape and dtype; `padding` (...) bool: tokens that are left out of the
         means of squares."""
         wide = self._grouped(at_least_float32(x))
-        if self.training:
-            normalised = self._divided(wide, padding)
-        else:
-            normalised = wide / (self.running_phi + self.spec.eps).sqrt()
-        return (normalised * self.weight + self.bias).to(x.dtype)
+        scaled = self._divided(wide, padding) * self.weight if self.training else wide * self.factor
+        return (scaled + self.bias).to(x.dtype)
+
+    @property
+    def factor(self) -> Tensor:
+        """Factors (D,) of the channels in evaluation, after the division by the root mean square of the token."""
+        return self.weight * torch.rsqrt(self.running_phi + self.spec.eps)
 
     def _grouped(self, x: Tensor) -> Tensor:
         """Each group of channels divided by its root mean square."""
-        groups = x.unflatten(-1, (self.spec.groups, -1))
-        return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.spec.eps)).flatten(-2)
+        groups = x.view(*x.shape[:-1], self.spec.groups, -1)
+        return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.spec.eps)).view_as(x)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its backward pass writes a buffer
     def _divided(self, scaled: Tensor, padding: Tensor | None) -> Tensor:

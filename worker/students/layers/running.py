@@ -25,7 +25,7 @@ def mean_over_batch(values: Tensor) -> Tensor:
 def divide(dividend: Tensor, divisor: Tensor, gradient: Gradient) -> Tensor:
     """dividend / divisor (M, C), by divisors (C,), all floating; the gradient at the dividend is what `gradient`
     returns, and can't be differentiated again."""
-    quotient: Tensor = _Quotient.apply(dividend, divisor, gradient)
+    quotient: Tensor = _Quotient.apply(dividend, divisor, gradient)  # type: ignore[no-untyped-call]
     return quotient
 
 
@@ -38,7 +38,7 @@ class _Quotient(torch.autograd.Function):
         return quotient
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, towards: Tensor) -> tuple[Tensor, None, None]:
         (quotient,) = ctx.saved_tensors
         return ctx.gradient(towards, quotient), None, None
@@ -46,7 +46,7 @@ class _Quotient(torch.autograd.Function):
 
 def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:
     """`x` (..., C), whose gradient is multiplied by `factor` (C,)."""
-    scaled: Tensor = _ScaledGradient.apply(x, factor)
+    scaled: Tensor = _ScaledGradient.apply(x, factor)  # type: ignore[no-untyped-call]
     return scaled
 
 
@@ -57,7 +57,7 @@ class _ScaledGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, towards: Tensor) -> tuple[Tensor, None]:
         (factor,) = ctx.saved_tensors
         return towards * factor, None
