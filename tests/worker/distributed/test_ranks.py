@@ -55,7 +55,10 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "recipe": {**SPLIT, "accumulate": 2},
     },
-    "power norm": {"student": {**VIT, "norm": {"kind": "power", "warmup_steps": 4}}, "recipe": {"batch_size": 14}},
+    "power norm": {
+        "student": {**VIT, "norm": {"kind": "power", "warmup_steps": 4}},
+        "recipe": {"batch_size": 14, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
     "unified norm": {
         "student": {
             "architecture": "cifar-resnet",

@@ -59,7 +59,7 @@ def test_in_bf16_statistics_are_of_32_bits() -> None:
 
 def test_compiled_it_trains_as_before() -> None:
     torch.manual_seed(0)
-    tokens = torch.randn(2, 3, WIDTH)
+    tokens = torch.randn(2, 3, WIDTH, requires_grad=True)
     plain, compiled = (QuadraticNorm(PowerNorm(warmup_steps=1), WIDTH).train() for _ in range(2))
     run = torch.compile(compiled, backend="eager")
     for _ in range(3):
