@@ -31,6 +31,7 @@ from app.recipe.students.shapes import (
     STAGES,
     VGG_HALVINGS,
     WRN_BASE,
+    attention_width,
     basic_blocks,
     feed_forward_width,
     mobilenet_shape,
@@ -308,14 +309,14 @@ def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
 
 
 def _transformer_block(student: Vit, tokens: int, tally: _Tally) -> None:
-    width, hidden = student.width, feed_forward_width(student)
+    width, inner, hidden = student.width, attention_width(student), feed_forward_width(student)
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
-    tally.matrix(width, 3 * width, tokens, bias=True)
-    tally.keep(3 * width * tokens)
-    tally.flops += student.attention.flops(tokens, width, student.heads)
-    tally.keep(width * tokens, student.attention.keeps)
-    tally.matrix(width, width, tokens, bias=True)
+    tally.matrix(width, 3 * inner, tokens, bias=True)
+    tally.keep(3 * inner * tokens)
+    tally.flops += student.attention.flops(tokens, inner, student.heads)
+    tally.keep(inner * tokens, student.attention.keeps)
+    tally.matrix(inner, width, tokens, bias=True)
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
     tally.matrix(width, hidden, tokens, bias=True)

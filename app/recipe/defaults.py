@@ -23,8 +23,9 @@ from app.recipe.students.architectures import (
     Vit,
     reads_texts,
 )
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.students.shrink import Unshrinkable
 from app.recipe.tasks.base import TrainingDefaults
 
 CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.recipe.students.architectures import Vit
 from app.recipe.students.model import ImageInput
-from app.recipe.students.shapes import feed_forward_width
+from app.recipe.students.shapes import attention_width, feed_forward_width
 from worker.students.heads import HEADS
 from worker.students.layers.activations import ACTIVATIONS
 from worker.students.layers.attentions import ATTENTIONS
@@ -22,9 +22,11 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, student: Vit) -> None:
         super().__init__()
-        width, hidden = student.width, feed_forward_width(student)
+        width, inner, hidden = student.width, attention_width(student), feed_forward_width(student)
         self.norm1 = TOKEN_NORMS.build(student.norm, width)
-        self.attention = ATTENTIONS.build(student.attention, width, student.heads)
+        self.attention = ATTENTIONS.build(student.attention, inner, student.heads)
+        if inner != width:  # the tokens are of another width than the queries of all heads together
+            self.attention.qkv, self.attention.out = nn.Linear(width, 3 * inner), nn.Linear(inner, width)
         self.norm2 = TOKEN_NORMS.build(student.norm, width)
         activation = ACTIVATIONS.build(student.activation)
         self.feed_forward = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
+from app.recipe.students.conversion import Convert
 from app.recipe.students.heads import Head, LinearHead
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
@@ -86,11 +87,13 @@ class Vit(Option):
     patch_size: int = Field(4, ge=1, le=64)
     """Side of a square patch, in pixels; must divide the image's height and width."""
     width: Width = 64
-    """Size of a token's embedding; must be a multiple of `heads`."""
+    """Size of a token's embedding; must be a multiple of `heads`, unless there is a `head_size`."""
     depth: int = Field(4, ge=1, le=64)
     """Number of transformer blocks."""
     heads: int = Field(4, ge=1, le=64)
     """Number of attention heads."""
+    head_size: Width | None = by_default(None)
+    """Numbers of a query, key or value of one head; null: `width / heads`."""
     mlp_ratio: float = Field(4.0, gt=0.0, le=16.0)
     """Width of a block's feed-forward layer as a multiple of `width`."""
     norm: TokenNorm = by_default(LayerNorm())
@@ -364,10 +367,11 @@ Student = Annotated[
     | Transformers
     | Timm
     | Shrink
+    | Convert
     | InpFormer
     | Pretrained
     | DualEncoder,
     Field(discriminator="architecture"),
 ]
 """Students of a job."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, InpFormer, Pretrained, DualEncoder)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Convert, InpFormer, Pretrained, DualEncoder)

@@ -26,13 +26,14 @@ from app.recipe.students.architectures import (
     Transformers,
     Vit,
 )
+from app.recipe.students.derived import network_of, student_input
 from app.recipe.students.exports import is_too_large
 from app.recipe.students.heads import HEADS, LinearHead, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.layers import NORMS, GroupNorm, NoNorm, PowerNorm
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import encoder_problems
-from app.recipe.students.shrink import Unshrinkable, network_of, student_input
+from app.recipe.students.shrink import Unshrinkable
 from app.recipe.tasks import tasks_for, tasks_with
 from app.recipe.tasks.base import TaskSpec
 
@@ -287,5 +288,5 @@ def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Prob
     if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
         sides = f"{given.height} x {given.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
-    if network.width % network.heads:
+    if network.head_size is None and network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")

@@ -34,6 +34,11 @@ def basic_blocks(student: CifarResNet | WideResNet) -> int:
     return (student.depth - (2 if isinstance(student, CifarResNet) else 4)) // 6
 
 
+def attention_width(student: Vit) -> int:
+    """Numbers of the queries of all heads together, and of the keys, and of the values."""
+    return student.heads * (student.head_size or student.width // student.heads)
+
+
 def feed_forward_width(student: Vit) -> int:
     """Units of the hidden layer of a transformer block's feed-forward part."""
     return max(1, round(student.width * student.mlp_ratio))
