@@ -10,6 +10,7 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from app.recipe.students.architectures import InpFormer, Shrink
+from app.recipe.students.conversion import Convert
 from app.recipe.students.derived import derived_teacher
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shrink import kept_heads, kept_layers, sized, teacher_depth
@@ -35,6 +36,8 @@ def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures
     if isinstance(job.student, InpFormer):
         return {"encoder": job.student.reference, "layers": job.student.layers}
     name = derived_teacher(job)
+    if isinstance(job.student, Convert):
+        return {"teacher": name, "converted_to": job.student.to}
     if name is None or not isinstance(job.student, Shrink):
         return None
     network = teachers[name].architecture

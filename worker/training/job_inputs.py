@@ -19,6 +19,7 @@ from worker.distributed.ranks import SingleProcess
 from worker.limits import Subject, reading
 from worker.machine import sample_memory
 from worker.protocol import Log
+from worker.students.convert import convert
 from worker.students.heads.vq_logits import start_codebook
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import describe_ignored
@@ -87,7 +88,8 @@ def build_student(
     student.input_key = inputs.data.input_key or student.input_key
     if not isinstance(job.student, Pretrained):  # which has a codebook of its own
         start_codebook(student, inputs.teachers, seed)
-    started = start(inherit(student, job, inputs.teachers), job, paths, partial(log.warn, "fresh_layer"))
+    derived = convert(inherit(student, job, inputs.teachers), job, inputs.teachers)
+    started = start(derived, job, paths, partial(log.warn, "fresh_layer"))
     read_labels(started, inputs.data)
     return started.to(device)
 

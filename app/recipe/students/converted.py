@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.recipe.base import Option
 from app.recipe.students.architectures import Network, Transformers, Vit
 from app.recipe.students.conversion import Convert
 from app.recipe.students.heads import LinearHead
@@ -28,23 +29,26 @@ def converted(student: Convert, teacher: ModelConfig) -> Vit:
     """The network that equals `teacher`. Raises `Unshrinkable` where none does."""
     network = as_vit(teacher)
     if not isinstance(network.norm, LayerNorm):
-        found = f"a teacher with norms of kind {network.norm.kind} has no layer norms to convert"
+        found = f"a teacher with norms of kind {_kind(network.norm)} has no layer norms to convert"
         raise Unshrinkable("architecture", found, "a teacher with norms of kind layer")
     if not isinstance(network.head, LinearHead):
         found = f"a teacher with the head {network.head.kind} has no linear layer behind its last norm"
         raise Unshrinkable("architecture", found, "a teacher with the head linear")
     if not isinstance(network.attention, ATTENTIONS):
-        found = f"attention of kind {network.attention.kind} reads tokens by more than a linear layer"
+        found = f"attention of kind {_kind(network.attention)} reads tokens by more than a linear layer"
         raise Unshrinkable("architecture", found, "a teacher with softmax or linear attention")
     eps = network.norm.eps
     if student.to == "pre-rmsnorm":
         return network.model_copy(update={"norm": RmsNorm(eps=eps)})
     if network.width < 2:
         raise Unshrinkable("to", "is pre-crmsnorm, and the teacher's tokens have one number", "pre-rmsnorm")
-    sizes = {"width": network.width - 1, "mlp_ratio": feed_forward_width(network) / (network.width - 1)}
-    return network.model_copy(
-        update={**sizes, "head_size": attention_width(network) // network.heads, "norm": CrmsNorm(eps=eps)}
-    )
+    width, head_size = network.width - 1, attention_width(network) // network.heads
+    sizes = {"width": width, "head_size": head_size, "mlp_ratio": feed_forward_width(network) / width}
+    return network.model_copy(update={**sizes, "norm": CrmsNorm(eps=eps)})
+
+
+def _kind(layer: Option) -> str:
+    return str(type(layer).model_fields["kind"].default)
 
 
 def as_vit(teacher: ModelConfig) -> Vit:

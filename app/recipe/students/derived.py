@@ -16,14 +16,14 @@ from app.recipe.students.started import Unshrinkable, described, started
 
 
 def derived_teacher(job: JobSpec) -> str | None:
-    """Name of the teacher that the student is a smaller copy or another form of; none for other students. Raises `Unshrinkable`."""
+    """Name of the teacher that the student is a smaller copy or another form of; none for other students. Raises
+    `Unshrinkable`."""
     if not isinstance(job.student, Shrink | Convert):
         return None
     names = [teacher.name for teacher in job.all_teachers]
     if not names:
-        raise Unshrinkable(
-            "architecture", f"is {job.student.architecture}, and there is no teacher to take", "a teacher"
-        )
+        found = f"is {job.student.architecture}, and there is no teacher to take"
+        raise Unshrinkable("architecture", found, "a teacher")
     wanted = job.student.teacher or names[0]
     if wanted not in names:
         raise Unshrinkable("teacher", f"there is no teacher {wanted!r}", f"one of {', '.join(names)}")
