@@ -27,6 +27,7 @@ from app.recipe.tasks.multi_label import MANY_LABELS
 from stillhouse import Client, Job, ServiceError
 from tests import kinds
 from tests.kinds import KINDS, job_of, methods, small_job
+from tests.kinds_of_layers import LAYERED
 from tests.kinds_of_tables import write_tables
 from tests.stillhouse.process import environment, running
 
@@ -95,30 +96,11 @@ STUDENT: dict[str, Document] = {
     "vit": {"width": 8, "depth": 1, "heads": 2},
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
+    "convert": {"to": "pre-crmsnorm"},
     "pretrained": {"model": "other"},
     "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
-LAYERED: dict[str, Document] = {
-    "layer norm": {"architecture": "cifar-resnet", "norm": {"kind": "layer"}, "activation": {"kind": "gelu"}},
-    "group norm": {
-        **{"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}},
-        "activation": {"kind": "leaky-relu"},
-    },
-    "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
-    "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
-    **{
-        f"{kind} norm of tokens": {"architecture": "vit", "patch_size": 4, "norm": {"kind": kind}}
-        for kind in ("crms", "power", "unified", "l1-layer")
-    },
-    **{
-        f"{kind} norm of images": {"architecture": "wide-resnet", "norm": {"kind": kind}}
-        for kind in ("unified", "l1-batch", "l1-layer")
-    },
-    "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
-    "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
-}
-"""Students of layers that no architecture has by default."""
 DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
@@ -126,6 +108,11 @@ DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
+    "untrained": small_job(
+        {"method": {"kind": "untrained"}},
+        {"architecture": "convert"},
+        **{"teacher": {"model": "vit"}, "export": ["safetensors", "onnx", "torch-export"]},
+    ),
     "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
     "adversarial": small_job(
         {**LABELS, "method": {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}},
@@ -182,7 +169,7 @@ def jobs_of_losses() -> Iterator[tuple[str, Document]]:
     for number, name in enumerate(OF_IMAGE_CLASSES):
         job = job_with(ANYWHERE[number :: len(OF_IMAGE_CLASSES)])
         job |= {"student": {"architecture": name, **STUDENT[name]}}
-        job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
+        job |= {"teacher": {"model": "vit"}} if name in ("shrink", "convert") else {}
         if number < len(LABELLED):
             change = LABELLED[number]
             crop: list[Document] = [{"kind": "crop", "padding": 1}] if change == "self-mix" else []

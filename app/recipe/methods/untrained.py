@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from app.recipe.base import EVERY_ANSWER, Answer
 from app.recipe.methods.base import FIELD, MethodSpec
 from app.recipe.problem import Problem
 from app.recipe.stage import StageSpec
@@ -25,6 +26,7 @@ class Untrained(MethodSpec):
     held out. A difference of more than 1e-4 of the largest output fails the job.
     """
 
+    answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER - {"anomalies"}
     minimises_losses: ClassVar[bool] = False
     applies: ClassVar[str] = "Every task. Converts, evaluates and exports what is trained already."
     cost: ClassVar[str] = "None; there are no steps."
@@ -43,10 +45,12 @@ class Untrained(MethodSpec):
             yield Problem(f"{FIELD}.kind", found, "a student pretrained, shrink or convert, or another method")
         if getattr(job.student, "init", "teacher") != "teacher":
             yield Problem("student.init", f"is fresh, and {self.kind} trains nothing", "teacher")
+        if recipe.max_steps is not None:
+            yield Problem("recipe.max_steps", f"is given, and {self.kind} has no steps", "null")
         if recipe.ema_decay is not None:
             yield Problem("recipe.ema_decay", f"is given, and {self.kind} has no steps to average", "null")
         if job.resources.size > 1:
-            yield Problem("resources", f"are for {job.resources.size} processes, and {self.kind} has no steps", "one")
+            yield Problem("resources.processes", f"are {job.resources.size}, and {self.kind} has no steps", "1")
 
     def main_stages(self, recipe: Recipe) -> list[StageSpec]:
         return [StageSpec.model_construct(losses=[], epochs=0)]
