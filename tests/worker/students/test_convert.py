@@ -77,9 +77,8 @@ def test_the_gradients_at_the_pixels_are_the_teachers(form: str) -> None:
     student = student_of(teacher, form).double()
     student.network.load_state_dict(weights_of(teacher, spec_of(form), student.network.state_dict()))
     pixels = images().double().requires_grad_()
-    found, expected = (
-        torch.autograd.grad(model.network(pixels).square().sum(), pixels) for model in (student, teacher)
-    )
+    outputs = (model.network(pixels).square().sum() for model in (student, teacher))
+    found, expected = (torch.autograd.grad(each, pixels) for each in outputs)
     assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
