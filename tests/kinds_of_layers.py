@@ -21,6 +21,8 @@ LAYERED: dict[str, Document] = {
         f"{kind} norm of images": {"architecture": "wide-resnet", "norm": {"kind": kind}}
         for kind in ("unified", "l1-batch", "l1-layer")
     },
+    "selu": {"architecture": "mlp", "activation": {"kind": "selu", "alpha_dropout": 0.1}},
+    "cubic activation": {"architecture": "mlp", "activation": {"kind": "optimal-hermite"}},
     "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }

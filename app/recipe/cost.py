@@ -207,7 +207,7 @@ def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden]
     for fan_in, outputs in pairwise(widths):
         tally.matrix(fan_in, outputs, bias=True)
-        tally.keep(outputs)
+        tally.activation(student.activation, outputs)
     tally.last_layer(student.head, widths[-1], classes)
 
 

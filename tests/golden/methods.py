@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tests.golden import (
     Case,
+    activations,
     adversarial,
     boundary,
     class_vectors,
@@ -81,6 +82,7 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "swan": optimizers.swan,
     "nap": optimizers.nap,
     "normalized_lr_gd": optimizers.normalized_gd,
+    "selu": activations.self_normalising,
     "norms": norms.norms,
     "preln_convert": conversion.preln_convert,
     "powernorm": norms.power_norm,

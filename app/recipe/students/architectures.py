@@ -19,6 +19,7 @@ from app.recipe.students.layers import (
     Gelu,
     ImageNorm,
     LayerNorm,
+    MlpActivation,
     Relu,
     SoftmaxAttention,
     TokenNorm,
@@ -33,11 +34,13 @@ Width = Annotated[int, Field(ge=1, le=16_384)]
 
 
 class Mlp(Option):
-    """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
+    """Multi-layer perceptron over the flattened image: linear layers with an activation behind each but the last."""
 
     architecture: Literal["mlp"] = "mlp"
     hidden: list[Width] = Field(default=[64], max_length=16)
     """Width of each hidden layer, in units; an empty list gives a linear classifier."""
+    activation: MlpActivation = by_default(Relu())
+    """Activation after each hidden layer."""
     head: Head = by_default(LinearHead())
     """Last layer, from the features to the outputs."""
 

@@ -29,9 +29,11 @@ from app.recipe.students.layers import (
     LeakyRelu,
     LinearAttention,
     NoNorm,
+    OptimalHermite,
     PowerNorm,
     Relu,
     RmsNorm,
+    Selu,
     Silu,
     UnifiedNorm,
 )
@@ -49,7 +51,7 @@ STUDENTS: list[Student] = [
     ShuffleNetV2(size="0.5x"),
     Vit(patch_size=1, width=8, depth=2, heads=2),
 ]
-LAYERED: dict[str, CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit] = {
+LAYERED: dict[str, Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit] = {
     "no norms": CifarResNet(depth=8, width=4, norm=NoNorm(), activation=Gelu()),
     "rms of images": CifarResNet(depth=8, width=4, norm=RmsNorm()),
     "groups": WideResNet(depth=10, norm=GroupNorm(groups=4), activation=LeakyRelu(slope=0.1)),
@@ -64,6 +66,8 @@ LAYERED: dict[str, CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNe
     "l1 of tokens": Vit(patch_size=1, width=8, depth=2, heads=2, norm=L1LayerNorm()),
     "l1 of images": WideResNet(depth=10, norm=L1LayerNorm()),
     "l1 of batches": CifarResNet(depth=8, width=4, norm=L1BatchNorm()),
+    "selu": Mlp(hidden=[16, 16, 16], activation=Selu(alpha_dropout=0.05)),
+    "cubic": Mlp(hidden=[32], activation=OptimalHermite(dimension=3)),
     "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
 }
 """Every kind of layer but those that networks have by default."""
@@ -118,7 +122,7 @@ def test_networks_of_other_layers_learn(name: str, precision: torch.dtype) -> No
 ALONE = [
     name
     for name, student in LAYERED.items()
-    if not isinstance(student, CifarVgg) and not isinstance(student.norm, PowerNorm | UnifiedNorm | L1BatchNorm)
+    if not isinstance(student, CifarVgg | Mlp) and not isinstance(student.norm, PowerNorm | UnifiedNorm | L1BatchNorm)
 ]
 """Networks whose norms are of single samples."""
 
@@ -220,3 +224,23 @@ def test_weights_with_a_thousand_classes_are_the_published_ones_and_the_stem_s(
 ) -> None:
     network = build(student, ImageInput(channels=3, height=32, width=32), 1000)
     assert sum(parameter.numel() for parameter in network.parameters()) == published + ours
+
+
+def test_a_deep_self_normalising_network_keeps_mean_and_variance_and_a_relu_does_not_keep_the_mean() -> None:
+    torch.manual_seed(0)
+    image, samples = ImageInput(channels=1, height=16, width=16), torch.randn(256, 1, 16, 16)
+    moments = {}
+    for activation in (Selu(), Relu()):
+        network = build(Mlp(hidden=[256] * 16, activation=activation), image, 5).eval()
+        assert isinstance(network, torch.nn.Sequential)
+        values = network[:-1](samples)
+        moments[activation.kind] = (float(values.mean()), float(values.var()))
+    assert moments["selu"] == pytest.approx((0.0, 1.0), abs=0.2)
+    assert moments["relu"][0] > 0.3
+
+
+def test_a_network_with_the_cubic_does_not_depend_on_the_length_of_its_inputs() -> None:
+    network = build(Mlp(hidden=[16], activation=OptimalHermite()), IMAGES[0], 5)
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(network(7 * images), network(images), rtol=1e-4, atol=1e-5)
+    assert network(torch.zeros(1, 1, 8, 8)).isfinite().all()

@@ -57,6 +57,9 @@ CASES: dict[str, dict[str, Any]] = {
         }
         for kind, precision, accumulate in (("power", "bf16", 2), ("unified", "fp32", 1))
     },
+    "alpha-dropout": {
+        "student": {"architecture": "mlp", "hidden": [8, 8], "activation": {"kind": "selu", "alpha_dropout": 0.2}}
+    },
     "l1 norm of batches": {
         "student": {"architecture": "cifar-resnet", "depth": 8, "width": 2, "norm": {"kind": "l1-batch"}},
         "recipe": {"ema_decay": 0.5},

@@ -5,7 +5,18 @@ Each kind has one implementation in the module of the same name in `worker/stude
 
 from __future__ import annotations
 
-from app.recipe.students.layers.activations import ACTIVATIONS, Activation, ActivationSpec, Gelu, LeakyRelu, Relu, Silu
+from app.recipe.students.layers.activations import (
+    ACTIVATIONS,
+    Activation,
+    ActivationSpec,
+    Gelu,
+    LeakyRelu,
+    MlpActivation,
+    OptimalHermite,
+    Relu,
+    Selu,
+    Silu,
+)
 from app.recipe.students.layers.attentions import (
     ATTENTIONS,
     Attention,
@@ -54,12 +65,15 @@ __all__ = [
     "LayerNorm",
     "LeakyRelu",
     "LinearAttention",
+    "MlpActivation",
     "NoNorm",
     "Norm",
     "NormSpec",
+    "OptimalHermite",
     "PowerNorm",
     "Relu",
     "RmsNorm",
+    "Selu",
     "Silu",
     "SoftmaxAttention",
     "TokenNorm",
