@@ -82,3 +82,13 @@ def test_nap_needs_norms() -> None:
     [problem] = problems({**RESNET, "norm": {"kind": "none"}}, optimizer=nap)
     assert problem.param == "recipe.optimizer.kind"
     assert not problems({**RESNET, "norm": {"kind": "layer"}}, optimizer=nap)
+
+
+@pytest.mark.parametrize("kind", ["power", "unified"])
+def test_a_gradient_that_is_an_approximation_is_not_differentiated_again(kind: str) -> None:
+    student = {"architecture": "vit", "norm": {"kind": kind}}
+    teacher = {"architecture": "mlp"}
+    [problem] = problems(student, teacher, method={"kind": "meta"})
+    assert problem.param == "student.norm.kind"
+    assert "layer" in problem.accepted
+    assert not problems(student, teacher, method={"kind": "meta", "order": "finite-difference"})
