@@ -8,18 +8,30 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Vit
+from tests import kinds
 from tests.worker.training.builders import Played, play, stage, write_teacher
 from worker.methods import untrained
-from worker.protocol import Failed, Finished
-from worker.students.weights import load_model
+from worker.protocol import Assignment, Failed, Finished
+from worker.students.weights import WEIGHTS, load_model
 
 NETWORK = Vit(patch_size=3, width=12, depth=2, heads=3)
 UNTRAINED: dict[str, Any] = {"method": {"kind": "untrained"}, "losses": []}
+
+
+STORED: dict[str, tuple[str, Any]] = {
+    "multi-label-classification": ("tagger", {"train": "labels"}),
+    "keypoints": ("tough", {"train": "points"}),
+    "embedding": ("encoder", kinds.PAIRS),
+    "image-embedding": ("eye", {"train": "classes"}),
+    "causal-lm": ("writer", {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}),
+}
+"""Stored models and data, by their task."""
 
 
 def played(folder: Path, **changes: Any) -> Played:
@@ -58,6 +70,22 @@ def test_a_stored_model_is_evaluated_and_exported_as_it_is(tmp_path: Path) -> No
     assert isinstance(done.word, Finished), done.word
     student, teacher = load_model(tmp_path / "bundle"), load_model(tmp_path / "teacher")
     assert all(torch.equal(student.state_dict()[name], each) for name, each in teacher.state_dict().items())
+
+
+@pytest.mark.parametrize("task", STORED)
+def test_stored_models_of_every_kind_of_output_need_no_losses(task: str, tmp_path: Path) -> None:
+    name, data = STORED[task]
+    kinds.write_data(tmp_path)
+    kinds.write_teachers(tmp_path)
+    student = {"architecture": "pretrained", "model": name}
+    job = kinds.small_job({"method": {"kind": "untrained"}}, student, task, data=data)
+    spec = JobSpec.model_validate(job)
+    inputs = {path.stem: str(path) for path in tmp_path.iterdir()}
+    used = {reference: inputs[reference] for reference in spec.references.values()}
+    done = play(Assignment(spec=spec, inputs=used), tmp_path)
+    assert isinstance(done.word, Finished), done.word
+    stored, exported = (load_file(folder / WEIGHTS) for folder in (tmp_path / name, tmp_path / "bundle"))
+    assert all(torch.equal(exported[tensor], values) for tensor, values in stored.items())
 
 
 def test_a_converted_student_can_be_trained_from_there(tmp_path: Path) -> None:
