@@ -23,7 +23,11 @@ LAYERED: dict[str, Document] = {
     },
     "selu": {"architecture": "mlp", "activation": {"kind": "selu", "alpha_dropout": 0.1}},
     "cubic activation": {"architecture": "mlp", "activation": {"kind": "optimal-hermite"}},
-    "linear attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": "linear"}},
+    "replaced norms": {"architecture": "transformers", "replace": [{"match": "*layernorm*", "with": {"kind": "rms"}}]},
+    **{
+        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
+        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
+    },
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""

@@ -13,8 +13,16 @@ from typing import NamedTuple
 from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
-from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Mlp, Network, Transformers, Vit
-from app.recipe.students.heads import VqLogits
+from app.recipe.students.architectures import (
+    DualEncoder,
+    InpFormerNetwork,
+    Mlp,
+    Network,
+    TextTransformer,
+    Transformers,
+    Vit,
+    codebook_of,
+)
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import FeatureShape
@@ -125,11 +133,10 @@ def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
     depth, width, _, hidden = encoder.sizes(network.config)
     tokens, vocabulary = _tokens(network, sample)
     matrices = depth * (2 * width * heads.size * (heads.of + heads.of_shared) + (2 + encoder.gated) * width * hidden)
-    rows = network.head.codes if isinstance(network.head, VqLogits) else vocabulary
-    head = rows * width if network.decodes else outputs * width
+    head = network.head.rows(vocabulary if network.decodes else outputs) * width
     kept = depth * tokens * (8 * width + (2 + encoder.gated) * hidden)
     flops = 2 * matrices * tokens + 4 * depth * tokens * tokens * width + 2 * head * (tokens if network.decodes else 1)
-    tied = network.decodes and not isinstance(network.head, VqLogits)
+    tied = network.decodes and codebook_of(network) is None
     parameters = matrices + vocabulary * width + (0 if tied else head)
     return Cost(parameters, flops, kept, tokens * max(hidden, 3 * width), matrices)
 
@@ -167,7 +174,7 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
 
 
 def _is_dense(network: Network) -> bool:
-    return isinstance(network, Mlp | Vit | Transformers | DualEncoder | InpFormerNetwork)
+    return isinstance(network, Mlp | Vit | TextTransformer | Transformers | DualEncoder | InpFormerNetwork)
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:

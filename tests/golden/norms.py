@@ -17,8 +17,9 @@ from app.recipe.students.layers import (
     RmsNorm,
     UnifiedNorm,
 )
-from tests.golden import Case, NothingToCompare
+from tests.golden import Case
 from tests.golden.comparison import Comparison
+from tests.golden.quantisation import shift_quant
 from worker.students.layers.norms import IMAGE_NORMS, TOKEN_NORMS
 
 WIDE = torch.float64
@@ -44,9 +45,11 @@ def norms(case: Case) -> Iterator[Comparison]:
 
 
 def l1_norm(case: Case) -> Iterator[Comparison]:
-    """Over the batch axis, where rows are images of one pixel, and over the channels."""
+    """Over the batch axis, where rows are images of one pixel, and over the channels; and the quantisation of matrix
+    products, which is of the same paper."""
     if not case.name.startswith("l1_"):
-        raise NothingToCompare("quantisation of matrix products")
+        yield from shift_quant(case)
+        return
     spec: NormSpec = L1BatchNorm() if case.name.startswith("l1_batch") else L1LayerNorm()
     x = case.inputs["x"].clone().requires_grad_()
     registry, shape = (IMAGE_NORMS, (*x.shape, 1, 1)) if isinstance(spec, L1BatchNorm) else (TOKEN_NORMS, x.shape)
@@ -68,7 +71,7 @@ def power_norm(case: Case) -> Iterator[Comparison]:
         warmup_steps=hyper["warmup_iters"],
     )
     module = _with_weights(spec, case)
-    masks = [mask.T for mask in case.inputs["pad_mask"]]
+    masks = [~mask.T for mask in case.inputs["pad_mask"]]
     yield from _steps(case, spec.kind, module, masks, ("running_phi", "ema_gz"))
 
 

@@ -7,7 +7,8 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from worker.students.layers.attentions import LinearSelfAttention, SoftmaxSelfAttention
+from worker.students.layers.attentions.linear import LinearSelfAttention
+from worker.students.layers.attentions.softmax import SoftmaxSelfAttention
 from worker.students.layers.window_norm import WindowNorm
 from worker.students.model import Model
 from worker.students.vit import VitNetwork
@@ -24,7 +25,7 @@ def with_folded_norms(model: Model) -> Model:
     assert isinstance(copied.network, VitNetwork)  # as the model
     for block in copied.network.blocks:
         if isinstance(block.attention, LinearSelfAttention | SoftmaxSelfAttention):  # which read by this layer alone
-            _fold(block, "norm1", block.attention.qkv)
+            _fold(block, "norm1", block.attention.get_submodule("qkv"))
         _fold(block, "norm2", block.get_submodule("feed_forward.0"))
     _fold(copied.network, "norm", copied.network.head)
     return copied

@@ -35,6 +35,18 @@ GRAD_NORM = "grad_norm"
 Result = TypeVar("Result")
 
 
+class BatchSampler(Protocol):
+    """Batches that depend on the student's weights."""
+
+    def refresh(self, state: TrainState, ranks: SingleProcess) -> None:
+        """Called before the batch of a step is chosen, with the state that the step begins with."""
+        ...
+
+    def values(self, step: int) -> dict[str, Tensor]:
+        """Metrics of the batch of a step that was taken: floating scalars by name."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """One stage of a job: the constant inputs of its steps."""
@@ -64,6 +76,8 @@ class Stage:
     side_stream: SideStream | None = None
     """Stream on which the inputs of the next step are prepared while a step runs; none: they are prepared when
     needed."""
+    sampler: BatchSampler | None = None
+    """Chooses the batches by the student's weights; none: they depend on seed and step alone."""
     prefetches_teachers: bool = True
     """Whether teacher outputs are computed there too: not if those of a whole batch would take too much memory."""
 
@@ -226,14 +240,24 @@ def descend(stage: Stage, optimizer: torch.optim.Optimizer, learning: list[nn.Pa
     return norm
 
 
+def refresh(stage: Stage, state: TrainState) -> None:
+    """Prepare the choice of the next step's batch, if there is one."""
+    if stage.sampler is not None and state.step < stage.plan.end:
+        stage.sampler.refresh(state, stage.ranks)
+
+
 def train(stage: Stage, state: TrainState, monitor: Monitor, step: Step = take_step) -> bool:
     """Train `state` to the end of the stage; false if `monitor` stopped it before."""
     prefetcher = Prefetcher(stage.step_inputs, stage.plan.end, stage.side_stream)
     stage.objective.prepare()
+    refresh(stage, state)
     while state.step < stage.plan.end:
         set_rate(stage, state)
         values = step(stage, state, prefetcher.at(state.step))
+        if stage.sampler is not None:
+            values |= stage.sampler.values(state.step)
         state.step += 1
+        refresh(stage, state)
         prefetcher.prepare(state.step)
         if stage.ranks.agree(monitor.step_done(state, values)):
             return False

@@ -1,59 +1,44 @@
-"""No training."""
+"""No training: the student is evaluated and analysed as it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from app.recipe.base import EVERY_ANSWER, Answer
-from app.recipe.methods.base import FIELD, MethodSpec
+from app.recipe.base import Answer
+from app.recipe.methods.base import MethodSpec
 from app.recipe.problem import Problem
-from app.recipe.stage import StageSpec
 
-if TYPE_CHECKING:  # a job has a method, and a method's rules use the job
-    from app.recipe.job import JobSpec, Recipe
-
-
-LARGEST_DIFFERENCE = 1e-4
-"""Largest difference between the outputs of a converted student and its teacher, as a share of the largest output."""
+if TYPE_CHECKING:
+    from app.recipe.job import JobSpec
 
 
 class Untrained(MethodSpec):
-    """No step: the student is evaluated and exported as it is initialised, from a stored model (`pretrained`), as a
-    smaller copy of the teacher (`shrink`), or as an equal of it (`convert`).
-
-    The report has the largest difference between the outputs of a converted student and its teacher on samples that are
-    held out. A difference of more than 1e-4 of the largest output fails the job.
+    """No step is taken: a stored model is evaluated on the data as it is, and its diagnostics are run, beside those of
+    teachers if there are any. The artifacts are the report and its pictures; no model is published.
     """
 
-    answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER - {"anomalies"}
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
+    applies: ClassVar[str] = "Diagnostics of a stored classifier, without training another."
+    cost: ClassVar[str] = "No training; evaluation and diagnostics alone."
     minimises_losses: ClassVar[bool] = False
-    applies: ClassVar[str] = "Every task. Converts, evaluates and exports what is trained already."
-    cost: ClassVar[str] = "None; there are no steps."
+    trains: ClassVar[bool] = False
     kind: Literal["untrained"] = "untrained"
 
     @property
     def learns_from_teacher(self) -> bool:
-        return True  # the student's weights, or a comparison with it
+        """Teachers are analysed beside it."""
+        return True
 
     def problems(self, job: JobSpec) -> Iterator[Problem]:
-        recipe = job.recipe
-        if recipe.stages:
-            yield Problem("recipe.stages", f"are given, and {self.kind} has no steps", "none")
-        if not (job.start is not None or job.student.architecture in ("shrink", "convert")):
-            found = f"is {self.kind}, and the weights of a {job.student.architecture} are random"
-            yield Problem(f"{FIELD}.kind", found, "a student pretrained, shrink or convert, or another method")
-        if getattr(job.student, "init", "teacher") != "teacher":
-            yield Problem("student.init", f"is fresh, and {self.kind} trains nothing", "teacher")
-        if recipe.max_steps is not None:
-            yield Problem("recipe.max_steps", f"is given, and {self.kind} has no steps", "null")
-        if recipe.ema_decay is not None:
-            yield Problem("recipe.ema_decay", f"is given, and {self.kind} has no steps to average", "null")
+        if job.start is None or job.start_path != "student":
+            found = f"is {job.student.architecture}, and {self.kind} evaluates a stored model"
+            yield Problem("student.architecture", found, "pretrained")
+        if job.recipe.stages:
+            yield Problem("recipe.stages", f"is given, and {self.kind} trains nothing", "none")
         if job.resources.size > 1:
-            yield Problem("resources.processes", f"are {job.resources.size}, and {self.kind} has no steps", "1")
-
-    def main_stages(self, recipe: Recipe) -> list[StageSpec]:
-        return [StageSpec.model_construct(losses=[], epochs=0)]
-
-    def passes(self, recipe: Recipe) -> int:
-        return 0
+            yield Problem("resources.processes", f"is {job.resources.size}, and {self.kind} trains nothing", "1")
+        if job.export != ["safetensors"]:
+            yield Problem("export", f"has files to write, and {self.kind} publishes no model", "[safetensors]")
+        if job.recipe.ema_decay is not None:
+            yield Problem("recipe.ema_decay", f"is given, and {self.kind} trains nothing", "none")

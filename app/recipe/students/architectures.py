@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
 from app.recipe.students.conversion import Convert
-from app.recipe.students.heads import Head, LinearHead
+from app.recipe.students.conversion import Shrink as Shrink  # both are imported from here, too
+from app.recipe.students.conversion import Width as Width
+from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
 from app.recipe.students.layers import (
     Activation,
@@ -26,14 +28,22 @@ from app.recipe.students.layers import (
     by_default,
 )
 from app.recipe.students.pooling import Pooling
+from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
+from app.recipe.students.replacements import Replacements, no_replacements
+from app.recipe.students.text_transformer import TextTransformer as TextTransformer  # imported from here by all
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
-Width = Annotated[int, Field(ge=1, le=16_384)]
+
+class BuiltIn(Option):
+    """Base of the networks of this project."""
+
+    quantise: Quantisation | None = Field(None, exclude_if=lambda value: value is None)
+    """Quantisation of its convolutions and linear layers, in training and in the exported model; none: float32."""
 
 
-class Mlp(Option):
+class Mlp(BuiltIn):
     """Multi-layer perceptron over the flattened image: linear layers with an activation behind each but the last."""
 
     architecture: Literal["mlp"] = "mlp"
@@ -45,7 +55,7 @@ class Mlp(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarResNet(Option):
+class CifarResNet(BuiltIn):
     """ResNet for small images: three stages of basic blocks, parameter-free (option A) shortcuts."""
 
     paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
@@ -65,7 +75,7 @@ class CifarResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class WideResNet(Option):
+class WideResNet(BuiltIn):
     """Wide residual network: pre-activation basic blocks in three stages, 1x1 shortcuts where the width changes."""
 
     paper: ClassVar[Paper | None] = Paper("Wide Residual Networks", "1605.07146")
@@ -82,7 +92,7 @@ class WideResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class Vit(Option):
+class Vit(BuiltIn):
     """Small vision transformer: patch embedding, class token, learned positions, pre-norm blocks."""
 
     paper: ClassVar[Paper | None] = Paper("An Image is Worth 16x16 Words", "2010.11929")
@@ -109,7 +119,7 @@ class Vit(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarVgg(Option):
+class CifarVgg(BuiltIn):
     """VGG with norms for small images: five stages of 3x3 convolutions, halved after the first three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -128,7 +138,7 @@ class CifarVgg(Option):
     """Last layer, from the features to the outputs."""
 
 
-class MobileNetV2(Option):
+class MobileNetV2(BuiltIn):
     """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
 
     paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
@@ -145,7 +155,7 @@ class MobileNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-class ShuffleNetV2(Option):
+class ShuffleNetV2(BuiltIn):
     """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -178,10 +188,6 @@ def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
     return require_model_type(config)
 
 
-Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
-"""Numbers of layers, or of a layer's heads, from 0."""
-
-
 class Transformers(Option):
     """A network of the Transformers library, built from its configuration; that library can load its weights."""
 
@@ -191,13 +197,15 @@ class Transformers(Option):
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
-    """Last layer of a language model, from the hidden states to the logits."""
+    """Last layer, from the hidden states to the logits of classes or tokens."""
+    replace: Replacements = no_replacements()
+    """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
-        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
-        if self.head.kind not in accepted:
-            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
+        if not isinstance(self.head, LIBRARY_HEADS):
+            found = f"{self.head.kind} is not for networks of the Transformers library"
+            raise ValueError(f"head: {found}; accepted: linear, vq-logits")
         return self
 
     @property
@@ -228,43 +236,6 @@ class Timm(Option):
     data."""
 
 
-class Shrink(Option):
-    """The teacher's architecture with fewer or narrower layers or fewer heads, initialised from the teacher's
-    weights."""
-
-    paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
-    architecture: Literal["shrink"] = "shrink"
-    teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Name of the teacher to shrink; none: the first one."""
-    layers: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """Number of layers to keep, evenly chosen from the first to the last; or the numbers of those to keep, from 0. For
-    a residual network: blocks of each stage, always with the first one. None: all."""
-    width: Width | None = None
-    """Size of a token's embedding, or channels of the first stage; the leading part of each weight is kept. None: the
-    teacher's."""
-    heads: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """Number of a transformer's attention heads to keep in each layer, the leading ones; or the numbers of those to
-    keep, from 0. Every kept head of keys and values must keep the same number of heads that share it. None: as many as
-    fit `width`, because heads keep their size; if heads make up the width, as in `gpt2`, only `width` can be
-    reduced."""
-    hidden: Width | None = None
-    """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
-    init: Literal["teacher", "fresh"] = "teacher"
-    """Source of the weights."""
-
-    @model_validator(mode="after")
-    def _shrinks(self) -> Self:
-        for field, given in (("layers", self.layers), ("heads", self.heads)):
-            if isinstance(given, list) and sorted(set(given)) != given:
-                raise ValueError(f"{field} must rise")
-        return self
-
-    @property
-    def sizes(self) -> list[str]:
-        """Names of the sizes that are given."""
-        return [field for field in ("layers", "width", "heads", "hidden") if getattr(self, field) is not None]
-
-
 class Pretrained(Option, Origin):
     """A stored model that is trained further: its network, weights and preprocessing.
 
@@ -272,6 +243,8 @@ class Pretrained(Option, Origin):
     """
 
     architecture: Literal["pretrained"] = "pretrained"
+    replace: Replacements = no_replacements()
+    """Layers of a network of the Transformers library that are built as another kind, behind those that already are."""
 
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -305,6 +278,8 @@ class DualEncoder(TaskOption):
         network = self.encoder
         if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
             raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        if network.replace:
+            raise ValueError("encoder: replace is not for the encoder of a dual-encoder; accepted: none")
         return self
 
 
@@ -318,7 +293,7 @@ class InpFormer(Reconstruction, Origin):
     architecture: Literal["inp-former"] = "inp-former"
 
 
-ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, TextTransformer)
 """Networks whose cost is counted from their description."""
 ImageEncoder = Annotated[
     CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
@@ -345,6 +320,7 @@ Network = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | DualEncoder
@@ -354,9 +330,21 @@ Network = Annotated[
 """Networks that can be built from their description."""
 
 
+def opens_in_a_library(network: Network) -> bool:
+    """Whether a public library can load the weights of a network."""
+    return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
+
+
+def codebook_of(network: object) -> VqLogits | None:
+    """The head of a network or a student, if it is a codebook."""
+    head = network.head if isinstance(network, (*ZOO, Transformers)) else None
+    return head if isinstance(head, VqLogits) else None
+
+
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
-    return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
+    of_the_library = isinstance(network, Transformers) and network.reads == "texts"
+    return of_the_library or isinstance(network, DualEncoder | TextTransformer)
 
 
 Student = Annotated[
@@ -367,6 +355,7 @@ Student = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | Shrink

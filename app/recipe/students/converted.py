@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.recipe.base import Option
-from app.recipe.students.architectures import Network, Transformers, Vit
+from app.recipe.students.architectures import Transformers, Vit
 from app.recipe.students.conversion import Convert
 from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput
@@ -28,14 +27,17 @@ LIBRARY_SIZES: dict[str, Any] = {
 def converted(student: Convert, teacher: ModelConfig) -> Vit:
     """The network that equals `teacher`. Raises `Unshrinkable` where none does."""
     network = as_vit(teacher)
+    if network.quantise is not None:
+        found = f"a teacher with weights that are quantised by {network.quantise.kind} has others when they are changed"
+        raise Unshrinkable("architecture", found, "a teacher without quantise")
     if not isinstance(network.norm, LayerNorm):
-        found = f"a teacher with norms of kind {_kind(network.norm)} has no layer norms to convert"
+        found = f"a teacher with norms of kind {network.norm.kind} has no layer norms to convert"
         raise Unshrinkable("architecture", found, "a teacher with norms of kind layer")
     if not isinstance(network.head, LinearHead):
         found = f"a teacher with the head {network.head.kind} has no linear layer behind its last norm"
         raise Unshrinkable("architecture", found, "a teacher with the head linear")
     if not isinstance(network.attention, ATTENTIONS):
-        found = f"attention of kind {_kind(network.attention)} reads tokens by more than a linear layer"
+        found = f"attention of kind {network.attention.kind} reads tokens by more than a linear layer"
         raise Unshrinkable("architecture", found, "a teacher with softmax or linear attention")
     eps = network.norm.eps
     if student.to == "pre-rmsnorm":
@@ -47,10 +49,6 @@ def converted(student: Convert, teacher: ModelConfig) -> Vit:
     return network.model_copy(update={**sizes, "norm": CrmsNorm(eps=eps)})
 
 
-def _kind(layer: Option) -> str:
-    return str(type(layer).model_fields["kind"].default)
-
-
 def as_vit(teacher: ModelConfig) -> Vit:
     """The teacher's network as a `vit` of this project, with the same function. Raises `Unshrinkable`."""
     network = teacher.architecture
@@ -58,14 +56,9 @@ def as_vit(teacher: ModelConfig) -> Vit:
         return network
     if isinstance(network, Transformers) and network.model_type == "vit":
         return _of_the_library(network, teacher)
-    raise Unshrinkable("architecture", _refusal(network), "a teacher of type vit, of this project or Transformers")
-
-
-def _refusal(network: Network) -> str:
     name = network.model_type if isinstance(network, Transformers) else network.architecture
-    if isinstance(network, Transformers) and network.decodes:
-        return f"a teacher of type {name} can't be converted: this project has no network of texts with such norms"
-    return f"a teacher of type {name} can't be converted: its layers are not behind layer norms alone"
+    found = f"a teacher of type {name} can't be converted, only a vision transformer with a norm before each layer"
+    raise Unshrinkable("architecture", found, "a teacher of type vit, of this project or of the Transformers library")
 
 
 def _of_the_library(network: Transformers, teacher: ModelConfig) -> Vit:

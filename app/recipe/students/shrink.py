@@ -15,8 +15,8 @@ from app.recipe.students.architectures import (
     Transformers,
     Vit,
     WideResNet,
+    codebook_of,
 )
-from app.recipe.students.heads import LinearHead
 from app.recipe.students.layers import NormSpec
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
@@ -129,6 +129,7 @@ def resized_model(config: ModelConfig, sizes: SubNetwork) -> ModelConfig:
 
 def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
     """The networks of every sub-space of the method, the largest first. Raises `Unshrinkable`."""
+    _refuse_replaced(teacher)
     if not isinstance(teacher, Transformers) or teacher.model_type not in SLICED:
         name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
         found = f"a teacher of type {name} has no sub-networks that are leading slices"
@@ -140,6 +141,10 @@ def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
 
 def shrunk(student: Shrink, teacher: Network) -> Network:
     """The architecture that `student` describes. Raises `Unshrinkable`."""
+    _refuse_replaced(teacher)
+    if (head := codebook_of(teacher)) is not None:
+        found = f"a teacher with the head {head.kind} can't be shrunk"
+        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every output")
     if isinstance(teacher, CifarResNet):
         return _cifar_resnet(student, teacher)
     if isinstance(teacher, WideResNet):
@@ -151,6 +156,13 @@ def shrunk(student: Shrink, teacher: Network) -> Network:
     name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
     known = ", ".join(["cifar-resnet", "wide-resnet", "vit", *(name for name in ENCODERS if name != "vit")])
     raise Unshrinkable("architecture", f"a teacher of type {name} can't be shrunk", f"a teacher of type {known}")
+
+
+def _refuse_replaced(teacher: Network) -> None:
+    """Whether its layers have the weights of other kinds, which are not sliced. Raises `Unshrinkable`."""
+    if isinstance(teacher, Transformers) and teacher.replace:
+        found = "the teacher has replaced layers, whose weights are not sliced"
+        raise Unshrinkable("architecture", found, "a teacher without")
 
 
 def kept_layers(student: Shrink, depth: int) -> list[int]:
@@ -219,6 +231,10 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
     if teacher.head_size is not None:
         found = "is shrink, and the heads of the teacher, a converted one, do not make up its width"
         raise Unshrinkable("architecture", found, "the model that the teacher was converted from")
+    narrower = next((field for field in ("width", "heads") if getattr(student, field) is not None), None)
+    if narrower and not teacher.attention.narrows:
+        found = f"is given, and attention {teacher.attention.kind} has no smaller copy of its heads"
+        raise Unshrinkable(narrower, found, "null; layers and hidden can be reduced")
     heads = kept_heads(student, teacher)
     assert heads is not None
     width = _narrower(student, teacher.width)
@@ -230,9 +246,6 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
-    if not isinstance(teacher.head, LinearHead):
-        found = f"a teacher with the head {teacher.head.kind} can't be shrunk"
-        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every token")
     encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
     assert heads is not None
     depth, whole, _, hidden = encoder.sizes(teacher.config)

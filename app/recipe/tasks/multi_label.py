@@ -13,6 +13,8 @@ from app.recipe.tasks.base import NUMBER_BYTES, MainMetric, TaskSpec
 
 MANY_LABELS = 8192
 """With more labels than this, targets are lists of the labels that a sample has, and not a number for each label."""
+LISTED_METRICS = ("precision_at_1", "precision_at_3", "precision_at_5", "nll")
+"""Metrics with so many labels; all others need the logits of all samples."""
 ASSUMED_LABELS = 32
 """Most labels of a sample in estimates, where they are listed."""
 

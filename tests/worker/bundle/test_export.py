@@ -68,6 +68,16 @@ LAYERED: dict[str, dict[str, Any]] = {
         **{"architecture": "vit", "norm": {"kind": "rms"}, "attention": {"kind": "linear"}},
         "activation": {"kind": "relu"},
     },
+    **{
+        str(attention): {"architecture": "vit", "attention": attention}
+        for attention in (
+            {"kind": "sigmoid"},
+            {"kind": "softplus"},
+            {"kind": "soft", "ratio": 1},
+            {"kind": "soft", "ratio": 1, "normalised": True},
+            {"kind": "nala"},
+        )
+    },
 }
 LAYERED |= {
     f"{kind} of tokens": {"architecture": "vit", "norm": {"kind": kind}}

@@ -230,6 +230,8 @@ CASES |= {
         "student": {**VIT, "norm": {"kind": "unified", "warmup_steps": 4}},
         **{**SHARDED, "recipe": {"batch_size": 14}},
     },
+    "sharded-soft": {"student": {**VIT, "attention": {"kind": "soft", "ratio": 1}}, **SHARDED, "recipe": SPLIT},
+    "nala": {"student": {**VIT, "attention": {"kind": "nala"}}, "recipe": SPLIT},
     "sharded-bf16": {
         **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},
         **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "losses": [{"kind": "kd"}]}},

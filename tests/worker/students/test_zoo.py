@@ -28,13 +28,17 @@ from app.recipe.students.layers import (
     LayerNorm,
     LeakyRelu,
     LinearAttention,
+    NalaAttention,
     NoNorm,
     OptimalHermite,
     PowerNorm,
     Relu,
     RmsNorm,
     Selu,
+    SigmoidAttention,
     Silu,
+    SoftAttention,
+    SoftplusAttention,
     UnifiedNorm,
 )
 from app.recipe.students.model import ImageInput
@@ -69,6 +73,13 @@ LAYERED: dict[str, Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | Shu
     "selu": Mlp(hidden=[16, 16, 16], activation=Selu(alpha_dropout=0.05)),
     "cubic": Mlp(hidden=[32], activation=OptimalHermite(dimension=3)),
     "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
+    "sigmoid attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SigmoidAttention()),
+    "softplus attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftplusAttention(power=1.0)),
+    "soft attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftAttention(ratio=1)),
+    "normalised soft attention": Vit(
+        patch_size=1, width=8, depth=2, heads=2, attention=SoftAttention(ratio=1, normalised=True, conv_size=0)
+    ),
+    "nala attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=NalaAttention()),
 }
 """Every kind of layer but those that networks have by default."""
 IMAGES = [

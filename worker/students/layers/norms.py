@@ -101,6 +101,13 @@ def _l1(spec: L1LayerNorm, width: int) -> nn.Module:
     return MeanDeviationNorm(spec, width, OF_TOKENS)
 
 
+def normalise(norm: nn.Module, x: Tensor, real: Tensor | None = None) -> Tensor:
+    """Floating tokens (N, S, D) by one of `TOKEN_NORMS`, to the same shape and dtype; `real` (N, S) bool: tokens that
+    are no padding, by which the statistics of a batch are computed; none: all."""
+    normalised: Tensor = norm(x, real) if isinstance(norm, QuadraticNorm | WindowNorm) else norm(x)
+    return normalised
+
+
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that accepts a batch with one value per channel.
 

@@ -36,11 +36,11 @@ class QuadraticNorm(nn.Module):
         self.register_buffer("ema_gz", torch.zeros(width))
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Floating tokens (..., D) to the same shape and dtype; `padding` (...) bool: tokens that are left out of the
-        means of squares."""
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Floating tokens (..., D) to the same shape and dtype; `real` (...) bool: tokens that are no padding, whose
+        squares are averaged; none: all."""
         wide = self._grouped(at_least_float32(x))
-        scaled = self._divided(wide, padding) * self.weight if self.training else wide * self.factor
+        scaled = self._divided(wide, real) * self.weight if self.training else wide * self.factor
         return (scaled + self.bias).to(x.dtype)
 
     @property
@@ -54,11 +54,11 @@ class QuadraticNorm(nn.Module):
         return (groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.spec.eps)).view_as(x)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its backward pass writes a buffer
-    def _divided(self, scaled: Tensor, padding: Tensor | None) -> Tensor:
+    def _divided(self, scaled: Tensor, real: Tensor | None) -> Tensor:
         rows = scaled.flatten(0, -2)
-        counted = rows if padding is None else rows[~padding.flatten()]
+        counted = None if real is None else real.flatten()
         with torch.no_grad():
-            var = mean_over_batch(counted.square())
+            var = mean_over_batch(rows.square(), counted)
             divisor = self._next(var)
         gradient = partial(self._gradient, self.ema_gz, (var + self.spec.eps).sqrt())
         return divide(rows, divisor, gradient).view_as(scaled)

@@ -14,12 +14,16 @@ Gradient = Callable[[Tensor, Tensor], Tensor]
 """The gradient at a dividend, from that at the quotient and the quotient, all of the same shape and dtype."""
 
 
-def mean_over_batch(values: Tensor) -> Tensor:
-    """Mean (C,) of values (M, C) over the rows of this process and of all others that train with it."""
-    total = torch.cat([values.sum(0), values.new_tensor([len(values)])])
+def mean_over_batch(values: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Mean (C,) of values (M, C) over the rows of this process and of all others that train with it, or those that are
+    `counted` (M,) bool."""
+    if counted is None:
+        total = torch.cat([values.sum(0), values.new_tensor([len(values)])])
+    else:
+        total = torch.cat([(values * counted.unsqueeze(1)).sum(0), counted.sum().to(values).view(1)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
-    return total[:-1] / total[-1]
+    return total[:-1] / total[-1].clamp(min=1)
 
 
 def divide(dividend: Tensor, divisor: Tensor, gradient: Gradient) -> Tensor:

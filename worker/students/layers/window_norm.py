@@ -60,11 +60,11 @@ class WindowNorm(nn.Module):
         self.register_buffer("ema_gz", torch.zeros(channels))
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Floating images (N, C, H, W) or tokens (..., C) to the same shape and dtype; `padding` (...) bool: tokens
-        that are left out of the means of squares."""
+    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
+        """Floating images (N, C, H, W) or tokens (..., C) to the same shape and dtype; `real` (...) bool: tokens that
+        are no padding, whose squares are averaged; none: all."""
         last = at_least_float32(x).movedim(self.axis, -1)
-        normalised = self._divided(last, padding) if self.training else last * self.factor + self.bias
+        normalised = self._divided(last, real) if self.training else last * self.factor + self.bias
         return normalised.movedim(-1, self.axis).to(x.dtype)
 
     @property
@@ -73,11 +73,11 @@ class WindowNorm(nn.Module):
         return self.weight * torch.rsqrt(self.running_var + self.spec.eps)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # its backward pass writes buffers
-    def _divided(self, x: Tensor, padding: Tensor | None) -> Tensor:
+    def _divided(self, x: Tensor, real: Tensor | None) -> Tensor:
         rows = x.flatten(0, -2)
-        counted = rows if padding is None else rows[~padding.flatten()]
+        counted = None if real is None else real.flatten()
         with torch.no_grad():
-            batch = self._next(mean_over_batch(counted.square()))
+            batch = self._next(mean_over_batch(rows.square(), counted))
         normalised = divide(rows, batch.divisor, partial(self._gradient, self.buffer_gz, self.ema_gz, batch))
         return (scale_gradient(normalised * self.weight, batch.ratio) + self.bias).view_as(x)
 

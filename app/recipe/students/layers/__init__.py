@@ -20,9 +20,15 @@ from app.recipe.students.layers.activations import (
 from app.recipe.students.layers.attentions import (
     ATTENTIONS,
     Attention,
+    AttentionCost,
+    AttentionShape,
     AttentionSpec,
     LinearAttention,
+    NalaAttention,
+    SigmoidAttention,
+    SoftAttention,
     SoftmaxAttention,
+    SoftplusAttention,
 )
 from app.recipe.students.layers.base import by_default
 from app.recipe.students.layers.norms import (
@@ -41,6 +47,7 @@ from app.recipe.students.layers.norms import (
     NormSpec,
     PowerNorm,
     RmsNorm,
+    SingleTokenNorm,
     TokenNorm,
     UnifiedNorm,
 )
@@ -54,6 +61,8 @@ __all__ = [
     "Activation",
     "ActivationSpec",
     "Attention",
+    "AttentionCost",
+    "AttentionShape",
     "AttentionSpec",
     "BatchNorm",
     "CrmsNorm",
@@ -66,6 +75,7 @@ __all__ = [
     "LeakyRelu",
     "LinearAttention",
     "MlpActivation",
+    "NalaAttention",
     "NoNorm",
     "Norm",
     "NormSpec",
@@ -74,8 +84,12 @@ __all__ = [
     "Relu",
     "RmsNorm",
     "Selu",
+    "SigmoidAttention",
     "Silu",
+    "SingleTokenNorm",
+    "SoftAttention",
     "SoftmaxAttention",
+    "SoftplusAttention",
     "TokenNorm",
     "UnifiedNorm",
     "by_default",

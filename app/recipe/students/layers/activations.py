@@ -17,6 +17,8 @@ class ActivationSpec(Option):
     replaces_norms: ClassVar[bool] = False
     """Whether it keeps mean and variance of its layer by itself, so that it is for networks without norms, which are
     initialised for it: `mlp`."""
+    kind: str
+    """Which activation."""
 
 
 class Relu(ActivationSpec):

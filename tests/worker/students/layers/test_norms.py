@@ -146,6 +146,16 @@ def test_weights_are_as_many_as_the_contract_has_and_known_to_optimizers(norm: N
     assert list(normalisations(module)) == ([module] if norm.vectors else [])
 
 
+def test_padding_is_left_out_of_the_statistics_of_batches_alone() -> None:
+    torch.manual_seed(0)
+    x, real = torch.randn(3, 5, CHANNELS), torch.arange(5).expand(3, 5) < 3
+    for norm in (*TOKENS, *RUNNING):
+        whole, cut = (norms.TOKEN_NORMS.build(norm, CHANNELS).train() for _ in range(2))
+        found = norms.normalise(whole, x, real)
+        assert_close(found[:, :3], norms.normalise(cut, x[:, :3]))
+        assert_close(dict(whole.named_buffers()), dict(cut.named_buffers()))
+
+
 def test_a_row_of_zeros_has_a_gradient_without_nan_if_eps_is_outside_of_the_root() -> None:
     x = torch.zeros(2, CHANNELS, requires_grad=True)
     norms.TOKEN_NORMS.build(OUTSIDE, CHANNELS)(x).sum().backward()

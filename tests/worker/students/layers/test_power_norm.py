@@ -34,7 +34,7 @@ def test_tokens_of_padding_do_not_change_the_statistics() -> None:
     tokens, padding = torch.randn(3, 5, WIDTH), torch.zeros(3, 5, dtype=torch.bool)
     padding[:, 3:] = True
     with_padding, without = (QuadraticNorm(PowerNorm(), WIDTH).train() for _ in range(2))
-    with_padding(tokens, padding)
+    with_padding(tokens, ~padding)
     without(tokens[:, :3])
     assert_close(with_padding.running_phi, without.running_phi)
 

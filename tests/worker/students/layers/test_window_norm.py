@@ -56,7 +56,7 @@ def test_tokens_of_padding_do_not_change_the_statistics() -> None:
     tokens, padding = torch.randn(3, 5, WIDTH), torch.zeros(3, 5, dtype=torch.bool)
     padding[:, 3:] = True
     with_padding, without = (WindowNorm(UnifiedNorm(), WIDTH, axis=-1).train() for _ in range(2))
-    with_padding(tokens, padding)
+    with_padding(tokens, ~padding)
     without(tokens[:, :3])
     assert_close(with_padding.buffer_x2, without.buffer_x2)
 

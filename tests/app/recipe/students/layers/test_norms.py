@@ -21,6 +21,7 @@ from app.recipe.students.layers import (
     RmsNorm,
     UnifiedNorm,
 )
+from app.recipe.students.replacements import Replacement
 
 
 def test_images_have_every_norm_but_those_of_tokens() -> None:
@@ -77,3 +78,9 @@ def test_a_convolution_needs_an_offset_where_its_norm_has_none() -> None:
         "rms",
         "none",
     ]
+
+
+@pytest.mark.parametrize("kind", ["power", "unified"])
+def test_statistics_of_batches_are_refused_in_a_librarys_network(kind: str) -> None:
+    with pytest.raises(ValidationError, match="leave out padding; accepted: layer, rms, crms, l1-layer"):
+        Replacement.model_validate({"match": "*.LayerNorm", "with": {"kind": kind}})
