@@ -116,9 +116,9 @@ class _Tally:
         """An activation; its output is kept by the next layer."""
         self.keep(elements, 1 + activation.keeps_input)
 
-    def attention(self, attention: AttentionSpec, shape: AttentionShape) -> None:
-        """Attention with its linear maps."""
-        width, mapped = shape.width, len(attention.projections) * shape.width
+    def attention(self, attention: AttentionSpec, shape: AttentionShape, width: int) -> None:
+        """Attention with its linear maps, of tokens of this width."""
+        mapped = len(attention.projections) * shape.width
         self.matrix(width, mapped, shape.tokens, bias=True)
         self.keep(mapped * shape.tokens)
         between = attention.cost(shape)
@@ -127,7 +127,7 @@ class _Tally:
         self.flops += between.flops
         self.activations += between.kept
         self.peak = max(self.peak, between.largest)
-        self.matrix(width, width, shape.tokens, bias=True)
+        self.matrix(shape.width, width, shape.tokens, bias=True)
 
     def head(self, head: HeadSpec, features: int, outputs: int) -> None:
         """The last layer; its features and outputs are kept."""
@@ -234,7 +234,7 @@ def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     bias = student.quantise is None or student.quantise.has_bias
     for fan_in, outputs in pairwise(widths):
         tally.matrix(fan_in, outputs, bias=bias)
-        tally.keep(outputs)
+        tally.activation(student.activation, outputs)
     tally.last_layer(student.head, widths[-1], classes)
     tally.parameters -= 0 if bias else classes
 
@@ -350,7 +350,7 @@ def _transformer_block(student: Vit | TextTransformer, shape: AttentionShape, ta
     width, hidden, tokens = student.width, feed_forward_width(student), shape.tokens
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
-    tally.attention(student.attention, shape)
+    tally.attention(student.attention, shape, width)
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
     tally.matrix(width, hidden, tokens, bias=True)
