@@ -64,6 +64,14 @@ VIEWS: Document = {
 """Images whose two views differ."""
 MASKED: Document = {"train": DATA["anomaly-detection"], "mask_key": "mask"}
 """Normal images, and anomalous ones with their masks."""
+DIAGNOSED: dict[str, Document] = {
+    "calibration": {"bins": 3},
+    "decision-boundary": {"alpha": 30.0},
+    "mahalanobis": {"data": "classes"},
+    "hessian": {"samples": 20, "lanczos_steps": 5, "steps": 5},
+    "loss-landscape": {"samples": 20, "points": 3},
+}
+"""What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
 TWO_IMAGES: Document = {"train": "two-images", "second_key": "other"}

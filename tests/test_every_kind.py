@@ -99,10 +99,6 @@ LAYERED: dict[str, Document] = {
     "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
 }
 """Students of layers that no architecture has by default."""
-DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
-"""What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
-
-
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
@@ -212,8 +208,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     of_labels: Document = {"losses": [{"kind": "dexml", "criterion": "bce"}], "epochs": 1}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
-    started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
-    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
+    started = {**dual, "encoder": {"architecture": "pretrained", "model": "encoder"}, "labels_per_step": 2}
+    called = {**TAGGED, "label_texts": "label-texts.jsonl"}
+    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=called)
     reader = {"architecture": "transformer", "width": 8, "depth": 1, "heads": 2, "attention": {"kind": "sigmoid"}}
     yield "texts by a transformer", small_job(LABELS, reader, "text-classification", data=TEXTS, export=formats)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
@@ -226,7 +223,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
     for name, student in kinds.QUANTISED.items():
         yield name, small_job(LABELS, student, export=None)
-    asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
+    asked = [{"kind": kind, **kinds.DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
     data = {"train": "classes", "eval_fraction": 0.7}
@@ -244,7 +241,6 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}
     yield "codebook", small_job(taught, coded, "causal-lm", data=read)
     shared = {**kinds.CNN, "head": {"kind": "vq-logits", "codes": 7}}
-    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     yield "codebook of classes", small_job(taught, shared, teacher={"model": "vit"}, export=formats)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
@@ -274,7 +270,8 @@ class Service(NamedTuple):
 
     def addressed(self, job: Document) -> Document:
         """The job with ids in the place of names."""
-        named = {**job, "data": {**job["data"], "train": self.ids[job["data"]["train"]]}}
+        files = {name: self.ids[job["data"][name]] for name in ("train", "label_texts") if name in job["data"]}
+        named = {**job, "data": {**job["data"], **files}}
         if "teacher" in job:
             named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
         if "teachers" in job:
@@ -284,6 +281,9 @@ class Service(NamedTuple):
         if "model" in job["student"].get("encoder", {}):
             encoder = {**job["student"]["encoder"], "model": self.ids[job["student"]["encoder"]["model"]]}
             named["student"] = {**job["student"], "encoder": encoder}
+        if asked := job.get("evaluation", {}).get("diagnostics"):
+            of_files = [{**one, "data": self.ids[one["data"]]} if "data" in one else one for one in asked]
+            named["evaluation"] = {**job["evaluation"], "diagnostics": of_files}
         return named
 
 
@@ -373,7 +373,7 @@ def test_a_row_of_a_search_becomes_a_model_of_its_own(service: Service, ended: d
 
 
 def test_together_the_jobs_have_every_method() -> None:
-    assert {"supervised", "on-policy", "sequence-level", *METHOD_JOBS} == set(names(METHODS))
+    assert {"supervised", "on-policy", "sequence-level", "untrained", *METHOD_JOBS} == set(names(METHODS))
 
 
 def test_together_the_jobs_have_every_kind_of_layer() -> None:

@@ -40,6 +40,8 @@ class InputFacts:
     eval: Known | None = None
     teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
     """Descriptions of teachers, and of a student that starts as a stored model, by their reference."""
+    further: Mapping[str, Known] = field(default_factory=dict)
+    """Facts about files of diagnostics, by the field that names each."""
 
 
 def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Problem]:
@@ -47,10 +49,11 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     problems: list[Problem] = []
     train = _samples(job, facts.train, "data.train", problems)
     held_out = _samples(job, facts.eval, "data.eval", problems)
+    further = {param: _samples(job, known, param, problems) for param, known in facts.further.items()}
     given, models = (train.input if train else None), facts.teachers
     return [
         *problems,
-        *sample_problems(job.data, train, held_out),
+        *sample_problems(job.data, train, {"data.eval": held_out, **further}),
         *data_problems(job.data, job.task_spec, train),
         *teaching_problems(job),
         *teacher_problems(job, models, train),

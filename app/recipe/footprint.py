@@ -98,7 +98,10 @@ def network_costs(
         (learning if name == job.trained_teacher else fixed).append(cost)
     learning += [rough_cost(other, sample, outputs) for other in method.networks().values()]
     learning += [student] * method.same_networks
-    labels = _label_cost(network, sample, outputs) if isinstance(network, DualEncoder) else None
+    labels = None
+    if isinstance(network, DualEncoder):
+        given = job.student.labels_per_step if isinstance(job.student, DualEncoder) else None
+        labels = _label_cost(network, sample, min(outputs, given or outputs))
     known, learners = known_costs(fixed), known_costs(learning)
     return None if known is None or learners is None else NetworkCosts(student, known, learners, labels)
 
@@ -151,7 +154,7 @@ def _with_labels(network: DualEncoder, sample: Input, labels: int) -> Cost | Non
 
 
 def _label_cost(network: DualEncoder, sample: Input, labels: int) -> StepCost | None:
-    """Cost of encoding the texts of all labels in a step; none if it is unknown."""
+    """Cost of encoding the texts of so many labels in a step; none if it is unknown."""
     assert isinstance(network.encoder, Transformers)  # as above
     assert isinstance(sample, TextInput)  # the rules refuse others
     one = rough_cost(network.encoder, sample.model_copy(update={"length": min(sample.length, LABEL_TOKENS)}), 0)

@@ -319,10 +319,24 @@ class JobSpec(Spec):
         return f"{self.start_path}.{self.student_origin.source}" if self.student_origin else self.start_path
 
     @property
+    def files(self) -> dict[str, str]:
+        """Files of samples, by the path of the field that names them."""
+        return self.data.files | self.diagnostic_files
+
+    @property
+    def diagnostic_files(self) -> dict[str, str]:
+        """Those that diagnostics name."""
+        return {
+            f"evaluation.diagnostics[{index}].{name}": reference
+            for index, diagnostic in enumerate(self.evaluation.diagnostics)
+            for name, reference in diagnostic.files.items()
+        }
+
+    @property
     def references(self) -> dict[str, str]:
         """Inputs that are stored in the service, by the path of the field that names them."""
         models = {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
-        return self.data.files | {param: reference for param, reference in models.items() if reference is not None}
+        return self.files | {param: reference for param, reference in models.items() if reference is not None}
 
     def teacher_path(self, index: int) -> str:
         """Path of the field that describes a teacher."""

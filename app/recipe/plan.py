@@ -95,7 +95,7 @@ def plan_training(recipe: Recipe, train_samples: int) -> TrainingPlan:
     """Lay out `recipe` over `train_samples` samples (after the hold-out)."""
     steps_per_epoch = -(-train_samples // recipe.batch_size)
     lengths = [steps_per_epoch * stage.epochs for stage in recipe.all_stages]
-    lengths[-1] = min(lengths[-1], recipe.max_steps or lengths[-1])
+    lengths[-1] = min(lengths[-1], recipe.max_steps or lengths[-1]) if recipe.method.trains else 0
     starts = accumulate(lengths, initial=0)
     stages = tuple(StagePlan(first, steps, steps_per_epoch) for first, steps in zip(starts, lengths, strict=False))
     return TrainingPlan(train_samples, recipe.batch_size, steps_per_epoch, stages)

@@ -255,11 +255,18 @@ def _diagnostics(report: Figures) -> Iterator[str]:
         if not shown:
             yield f"Not computed: {_plain(found['left_out'])}."
             continue
-        fitted, judged = found["samples"]["fitted"], found["samples"]["judged"]
-        yield f"On {judged} held-out samples" + (f"; fitted on {fitted} others." if fitted else ".")
+        yield _samples(found["samples"])
         yield "\n".join(_table(shown))
         if found["picture"]:
             yield f"![{name}]({found['picture']})"
+
+
+def _samples(used: Figures) -> str:
+    """The samples that a diagnostic used, in a sentence."""
+    fitted = [f"fitted on {used['fitted']} others"] if used["fitted"] else []
+    held_out = [f"{used['judged']} held-out samples"] if used["judged"] else []
+    training = [f"{used['training']} training samples"] if used["training"] else []
+    return f"On {'; '.join([' and '.join([*held_out, *training]), *fitted])}."
 
 
 def _use(card: TaskCard, job: JobSpec, config: ModelConfig, report: Figures) -> Iterator[str]:

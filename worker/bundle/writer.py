@@ -91,6 +91,10 @@ class TrainedJob(NamedTuple):
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
     write_further: Callable[[Path], Sequence[str]] = lambda folder: ()
     """Writes files of the training method into the bundle, and returns their names."""
+    train: Batch | None = None
+    """Training samples, for diagnostics; none: they are not given."""
+    further: Mapping[str, Batch] = {}
+    """Samples of the files of diagnostics, by the field that names each."""
     warnings: Sequence[Figures] = ()
     """Warnings of the job: `code` and `message` of each."""
 
@@ -129,7 +133,8 @@ def write_bundle(
     device: torch.device,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[BundleFile]:
-    """Write `folder/bundle`; every figure of its report is measured on the written files. `warn` is called for formats
+    """Write `folder/bundle`, and return the files to publish: of a job that trains nothing, the report and its pictures
+    alone. Every figure of its report is measured on the written files. `warn` is called for formats
     that are exported by default and can't be.
 
     Raises SystemFault (`export_mismatch`) if a file does not return the live model's outputs, and UserError
@@ -160,6 +165,8 @@ def write_bundle(
         RECIPE,
         CARD,
     )
+    if not trained.job.recipe.method.trains:
+        names = (REPORT, RECIPE)
     names += (*writer.diagnosed.pictures, *trained.write_further(bundle))
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
@@ -350,6 +357,8 @@ class BundleWriter:
             self._bundle,
             model,
             {name: teacher for name, (teacher, _) in trained.teachers.items()},
+            trained.train,
+            trained.further,
         )
 
 

@@ -17,6 +17,7 @@ from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
+from app.recipe.methods.untrained import Untrained
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
 from worker.methods.boundary_samples import BoundaryMethod
@@ -30,6 +31,7 @@ from worker.methods.sequence_level import SequenceLevelMethod
 from worker.methods.smooth_adversarial import SmoothAdversarialMethod
 from worker.methods.supernet import SupernetMethod
 from worker.methods.supervised import SupervisedMethod
+from worker.methods.untrained import UntrainedMethod
 
 METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Supervised: SupervisedMethod,
@@ -44,6 +46,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Meta: MetaMethod,
     Supernet: SupernetMethod,
     Hpm: HpmMethod,
+    Untrained: UntrainedMethod,
 }
 
 

@@ -197,6 +197,8 @@ def train_job(
         },
         learners={name: get() for name, get in learners.items()},
         samples=data.eval,
+        train=data.train,
+        further=data.further,
         evaluator=held_out.beside(taught),
         teacher_cache=caches.figures(),
         teacher_fidelity=fidelity,

@@ -56,12 +56,12 @@ def _columns(data: Table, line: str) -> Sequence[str] | None:
 def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -> SampleFacts | list[Problem]:
     keys = [("data.input_key", data.input_key), ("data.label_key", data.label_key)]
     there = "one of " + ", ".join(sorted(archive))
-    if not task.needs_labels and data.label_key not in archive:
-        keys = keys[:1]
+    labelled = data.is_labelled(param) and (task.needs_labels or data.label_key in archive)
+    keys = keys if labelled else keys[:1]
     missing = [Problem(field, f"{param} has no array {key!r}", there) for field, key in keys if key not in archive]
     if missing:
         return missing
-    inputs, labels = archive[data.input_key], archive.get(data.label_key)
+    inputs, labels = archive[data.input_key], archive.get(data.label_key) if labelled else None
     second = data.at(param).second_key
     wrong = list(_input_problems(data, task, inputs, param))
     if second is not None:

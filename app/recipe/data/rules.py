@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from app.recipe.data.augmentation import ColorJitter, Crop, Flip, Grayscale, RandAugment, SelfMix
@@ -19,11 +19,14 @@ OPTIONS = ("unseen_classes", "normal_classes", "second_key", "eval_second_key", 
 """Fields of formats that are for some tasks."""
 
 
-def sample_problems(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> Iterator[Problem]:
-    """Problems of training and evaluation samples that differ, or are too few to be divided."""
-    if train and held_out and train.input != held_out.input:
-        found = f"samples are {held_out.input.size}"
-        yield Problem("data.eval", found, f"{train.input.size}, as in data.train")
+def sample_problems(
+    data: Data, train: SampleFacts | None, others: Mapping[str, SampleFacts | None]
+) -> Iterator[Problem]:
+    """Problems of training samples and those of other files, by the field that names each, that differ, or are too few
+    to be divided."""
+    for param, other in others.items():
+        if train and other and train.input != other.input:
+            yield Problem(param, f"samples are {other.input.size}", f"{train.input.size}, as in data.train")
     if train and data.holds_out and train.count < 2:
         found = "one sample can't be split into training and evaluation"
         yield Problem("data.train", found, "two or more, or data.eval")
@@ -96,6 +99,7 @@ def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
         **usual,
         "candidate_columns": "none",
         "corpus": "none",
+        "label_texts": "none",
         "mining": "none",
         "label_separator": "none",
     }.items():

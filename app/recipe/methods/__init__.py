@@ -19,6 +19,7 @@ from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
+from app.recipe.methods.untrained import Untrained
 
 Method = Annotated[
     Supervised
@@ -32,7 +33,8 @@ Method = Annotated[
     | SmoothAdversarial
     | BoundarySamples
     | Supernet
-    | Hpm,
+    | Hpm
+    | Untrained,
     Field(discriminator="kind"),
 ]
 METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])

@@ -41,6 +41,8 @@ class MethodSpec(TaskOption):
     once in a step."""
     minimises_losses: ClassVar[bool] = True
     """Whether its steps minimise `recipe.losses`; otherwise there are none, and it has losses of its own."""
+    trains: ClassVar[bool] = True
+    """Whether it takes steps, and a model is published at its end."""
     divides: ClassVar[frozenset[str]] = frozenset()
     """Kinds of losses that couple the samples of a batch, and that its steps compute in parts all the same."""
 

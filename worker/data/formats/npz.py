@@ -22,7 +22,7 @@ def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> S
     """Read an archive whose headers are valid; raises UserError naming the index of a value that is not finite."""
     images, rows = _inputs(path, data, data.input_key, param), 1
     as_floats = partial(_numbers, key=data.label_key, param=param)
-    if reader.optional and data.label_key not in read_headers(path, param):
+    if not data.is_labelled(param) or (reader.optional and data.label_key not in read_headers(path, param)):
         labels = reader.join_labels({}, len(images))
     else:
         labels = reader.labels_from_array(read_array(path, data.label_key, param), as_floats)
