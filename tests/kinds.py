@@ -74,6 +74,15 @@ DIAGNOSED: dict[str, Document] = {
 """What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
+TWO_IMAGES: Document = {"train": "two-images", "second_key": "other"}
+"""Pairs of images of one class or of two."""
+QUANTISED: dict[str, Document] = {
+    "qat": {"architecture": "cifar-resnet", "depth": 8, "width": 2},
+    "shift-quant": {"architecture": "mlp", "hidden": [8]},
+    "binary": {"architecture": "mlp", "hidden": [8, 8]},
+}
+"""Students by their quantisation."""
+QUANTISED = {kind: {**student, "quantise": {"kind": kind}} for kind, student in QUANTISED.items()}
 SVM: Document = {**CNN, "head": {"kind": "svm"}}
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
 GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
@@ -120,6 +129,7 @@ SETTINGS: dict[str, Document] = {
     "feature-autoencoder": {"tap": "stages.2"},
     "inheritance-exploration": {"pair": LAST},
     "inp-former": {"pairs": [LAST]},
+    "cfcd-local": {"feature": "stages.1"},
     "mse": {"target": "teacher"},
     "smooth-l1": {"target": "teacher", "beta": 0.1},
     "wing": {"target": "teacher"},
@@ -238,6 +248,12 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     several = np.arange(SAMPLES) % IDENTITIES
     np.savez(folder / f"{DATA['image-embedding']}.npz", x=images.astype(np.uint8), y=several)
+    one = np.arange(SAMPLES)
+    other = (one + CLASSES + one % 2) % SAMPLES
+    same = (labels[one] == labels[other]).astype(int)
+    np.savez(
+        folder / f"{TWO_IMAGES['train']}.npz", x=images.astype(np.uint8), other=images[other].astype(np.uint8), y=same
+    )
     marked = np.zeros((SAMPLES, SIDE, SIDE), np.uint8)
     marked[::6, 2:5, 2:5] = 1
     plain = np.where(marked, 255, random.integers(60, 100, (SAMPLES, SIDE, SIDE))).astype(np.uint8)

@@ -126,7 +126,8 @@ def _estimate(
     devices, rates = [], {}
     for device in ("gpu", "cpu") if spec.resources.queue == "gpu" else ("cpu", "gpu"):
         rates[device], basis = _rate(took, device)
-        needed = training_flops(counted.plan, spec.recipe, costs) if counted.plan else None
+        rows = spec.task_spec.rows_per_sample(spec.data)
+        needed = training_flops(counted.plan, spec.recipe, costs, rows) if counted.plan else None
         seconds = None if needed is None else needed / rates[device]
         host, gpu = memory[device]
         devices.append(

@@ -28,6 +28,7 @@ from app.recipe.recipe_rules import recipe_problems
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.rules import start_problems, student_problems
 from app.recipe.students.search_rules import search_problems
+from app.recipe.tasks.many_labels import many_label_problems
 from app.recipe.teachers.rules import cache_problems, teacher_problems, teaching_problems, tokenizer_problems
 
 
@@ -65,6 +66,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         *module_problems(job, models),
         *optimizer_problems(job),
         *evaluation_problems(job),
+        *many_label_problems(job, models, train),
         *tokenizer_problems(job),
         *recipe_problems(job),
         *method_problems(job),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 from app.recipe.students.architectures import (
+    BuiltIn,
     CifarResNet,
     CifarVgg,
     DualEncoder,
@@ -16,6 +18,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    TextTransformer,
     Timm,
     Transformers,
     Vit,
@@ -23,7 +26,7 @@ from app.recipe.students.architectures import (
 )
 from app.recipe.students.heads import HeadSpec
 from app.recipe.students.inputs import ImageInput, Input, TableInput, TextInput
-from app.recipe.students.layers import ActivationSpec, NormSpec
+from app.recipe.students.layers import ActivationSpec, AttentionShape, AttentionSpec, NormSpec
 from app.recipe.students.reconstruction import FeatureShape, feature_shape
 from app.recipe.students.shapes import (
     SHUFFLENET_BLOCKS,
@@ -35,7 +38,9 @@ from app.recipe.students.shapes import (
     feed_forward_width,
     mobilenet_shape,
     shufflenet_widths,
+    text_attention,
     vgg_stages,
+    vit_attention,
 )
 from app.recipe.students.shrink import ENCODERS, all_heads
 
@@ -69,6 +74,9 @@ class Cost:
         return passes * (self.flops - self.frozen_flops) + self.frozen_flops
 
 
+QUANTISED_COPIES = 2
+"""Bound of what a quantised network keeps for the backward pass, as a multiple of what it keeps otherwise: the inputs
+of a layer are kept as they are and rounded."""
 _Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
 """Networks with a choice of norms and activations of images."""
 
@@ -76,9 +84,9 @@ _Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
 class _Tally:
     """Sums of costs, layer by layer."""
 
-    def __init__(self, image: ImageInput) -> None:
+    def __init__(self, sample: Input) -> None:
         self.parameters = self.flops = self.matrices = self.last_matrix = 0
-        self.activations = self.peak = image.channels * image.height * image.width
+        self.activations = self.peak = prod(sample.axes)
         self.normalised = set[int]()
         """Channels of the layers that are normalised."""
 
@@ -108,6 +116,19 @@ class _Tally:
         """An activation; its output is kept by the next layer."""
         self.keep(elements, 1 + activation.keeps_input)
 
+    def attention(self, attention: AttentionSpec, shape: AttentionShape) -> None:
+        """Attention with its linear maps."""
+        width, mapped = shape.width, len(attention.projections) * shape.width
+        self.matrix(width, mapped, shape.tokens, bias=True)
+        self.keep(mapped * shape.tokens)
+        between = attention.cost(shape)
+        self.parameters += between.parameters
+        self.matrices += between.matrices
+        self.flops += between.flops
+        self.activations += between.kept
+        self.peak = max(self.peak, between.largest)
+        self.matrix(width, width, shape.tokens, bias=True)
+
     def head(self, head: HeadSpec, features: int, outputs: int) -> None:
         """The last layer; its features and outputs are kept."""
         self.keep(features)
@@ -115,9 +136,9 @@ class _Tally:
 
     def last_layer(self, head: HeadSpec, features: int, outputs: int) -> None:
         """The last layer on features that the layer before keeps; its outputs are kept."""
-        self.matrix(features, outputs, bias=head.has_bias)
+        self.matrix(features, head.rows(outputs), bias=head.has_bias)
         self.parameters += head.further_weights
-        self.keep(outputs)
+        self.keep(head.rows(outputs))
 
     def keep(self, elements: int, times: int = 1) -> None:
         """`times` tensors of `elements` that are kept for the backward pass."""
@@ -149,7 +170,11 @@ def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
         frozen, shape = student_cost(encoder, image, student.encoder_outputs), feature_shape(student, image)
         return None if frozen is None or shape is None else reconstruction_cost(student, frozen, shape, image)
     tally = _count(student, sample, outputs)
-    return tally.cost() if tally else None
+    if tally is None:
+        return None
+    quantised = isinstance(student, BuiltIn) and student.quantise is not None
+    cost = tally.cost()
+    return replace(cost, activations=QUANTISED_COPIES * cost.activations) if quantised else cost
 
 
 def normalised_channels(network: Network) -> set[int]:
@@ -161,9 +186,11 @@ def normalised_channels(network: Network) -> set[int]:
 def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
     if isinstance(student, Transformers | Timm | DualEncoder | InpFormerNetwork):
         return None
-    image = as_image(sample)
-    tally = _Tally(image)
-    _COUNTERS[type(student)](student, image, outputs, tally)
+    tally = _Tally(sample)
+    if isinstance(student, TextTransformer):
+        _text_transformer(student, sample, outputs, tally)
+    else:
+        _COUNTERS[type(student)](student, as_image(sample), outputs, tally)
     return tally
 
 
@@ -204,10 +231,12 @@ def as_image(sample: Input) -> ImageInput:
 
 def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden]
+    bias = student.quantise is None or student.quantise.has_bias
     for fan_in, outputs in pairwise(widths):
-        tally.matrix(fan_in, outputs, bias=True)
+        tally.matrix(fan_in, outputs, bias=bias)
         tally.keep(outputs)
     tally.last_layer(student.head, widths[-1], classes)
+    tally.parameters -= 0 if bias else classes
 
 
 def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
@@ -295,27 +324,33 @@ def _shuffle_branch(layers: _Layers, channels: int, width: int, before: int, aft
 
 
 def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
-    patch, width = student.patch_size, student.width
-    patches = (image.height // patch) * (image.width // patch)
-    tokens = patches + 1
-    tally.matrix(image.channels * patch * patch, width, patches, bias=True)
+    patch, width, shape = student.patch_size, student.width, vit_attention(student, image)
+    tokens = shape.tokens
+    tally.matrix(image.channels * patch * patch, width, shape.positions, bias=True)
     tally.parameters += width + tokens * width  # class token and positions
     for _ in range(student.depth):
-        _transformer_block(student, tokens, tally)
+        _transformer_block(student, shape, tally)
     tally.keep(width * tokens)
     tally.norm(student.norm, width, 1)
     tally.head(student.head, width, classes)
 
 
-def _transformer_block(student: Vit, tokens: int, tally: _Tally) -> None:
-    width, hidden = student.width, feed_forward_width(student)
+def _text_transformer(student: TextTransformer, sample: Input, outputs: int, tally: _Tally) -> None:
+    assert isinstance(sample, TextInput)  # the rules refuse others
+    width, shape = student.width, text_attention(student, sample.length)
+    tally.parameters += (sample.vocabulary + (shape.tokens if student.positions == "learned" else 0)) * width
+    for _ in range(student.depth):
+        _transformer_block(student, shape, tally)
+    tally.keep(width * shape.tokens)
+    tally.norm(student.norm, width, shape.tokens)
+    tally.head(student.head, width, outputs)
+
+
+def _transformer_block(student: Vit | TextTransformer, shape: AttentionShape, tally: _Tally) -> None:
+    width, hidden, tokens = student.width, feed_forward_width(student), shape.tokens
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
-    tally.matrix(width, 3 * width, tokens, bias=True)
-    tally.keep(3 * width * tokens)
-    tally.flops += student.attention.flops(tokens, width, student.heads)
-    tally.keep(width * tokens, student.attention.keeps)
-    tally.matrix(width, width, tokens, bias=True)
+    tally.attention(student.attention, shape)
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
     tally.matrix(width, hidden, tokens, bias=True)

@@ -18,6 +18,7 @@ from app.recipe.students.architectures import (
     Network,
     Shrink,
     Student,
+    TextTransformer,
     Timm,
     Transformers,
     Vit,
@@ -159,4 +160,4 @@ def _is_transformer(network: Network) -> bool:
         return network.model_type not in CONVOLUTIONAL_MODEL_TYPES
     if isinstance(network, Timm):
         return network.model.startswith(TRANSFORMERS_OF_TIMM)
-    return isinstance(network, Vit | DualEncoder | InpFormerNetwork)
+    return isinstance(network, Vit | TextTransformer | DualEncoder | InpFormerNetwork)

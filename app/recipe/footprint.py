@@ -13,8 +13,16 @@ from typing import NamedTuple
 from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
-from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Mlp, Network, Transformers, Vit
-from app.recipe.students.heads import VqLogits
+from app.recipe.students.architectures import (
+    DualEncoder,
+    InpFormerNetwork,
+    Mlp,
+    Network,
+    TextTransformer,
+    Transformers,
+    Vit,
+    codebook_of,
+)
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import FeatureShape
@@ -90,7 +98,10 @@ def network_costs(
         (learning if name == job.trained_teacher else fixed).append(cost)
     learning += [rough_cost(other, sample, outputs) for other in method.networks().values()]
     learning += [student] * method.same_networks
-    labels = _label_cost(network, sample, outputs) if isinstance(network, DualEncoder) else None
+    labels = None
+    if isinstance(network, DualEncoder):
+        given = job.student.labels_per_step if isinstance(job.student, DualEncoder) else None
+        labels = _label_cost(network, sample, min(outputs, given or outputs))
     known, learners = known_costs(fixed), known_costs(learning)
     return None if known is None or learners is None else NetworkCosts(student, known, learners, labels)
 
@@ -125,11 +136,10 @@ def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
     depth, width, _, hidden = encoder.sizes(network.config)
     tokens, vocabulary = _tokens(network, sample)
     matrices = depth * (2 * width * heads.size * (heads.of + heads.of_shared) + (2 + encoder.gated) * width * hidden)
-    rows = network.head.codes if isinstance(network.head, VqLogits) else vocabulary
-    head = rows * width if network.decodes else outputs * width
+    head = network.head.rows(vocabulary if network.decodes else outputs) * width
     kept = depth * tokens * (8 * width + (2 + encoder.gated) * hidden)
     flops = 2 * matrices * tokens + 4 * depth * tokens * tokens * width + 2 * head * (tokens if network.decodes else 1)
-    tied = network.decodes and not isinstance(network.head, VqLogits)
+    tied = network.decodes and codebook_of(network) is None
     parameters = matrices + vocabulary * width + (0 if tied else head)
     return Cost(parameters, flops, kept, tokens * max(hidden, 3 * width), matrices)
 
@@ -144,7 +154,7 @@ def _with_labels(network: DualEncoder, sample: Input, labels: int) -> Cost | Non
 
 
 def _label_cost(network: DualEncoder, sample: Input, labels: int) -> StepCost | None:
-    """Cost of encoding the texts of all labels in a step; none if it is unknown."""
+    """Cost of encoding the texts of so many labels in a step; none if it is unknown."""
     assert isinstance(network.encoder, Transformers)  # as above
     assert isinstance(sample, TextInput)  # the rules refuse others
     one = rough_cost(network.encoder, sample.model_copy(update={"length": min(sample.length, LABEL_TOKENS)}), 0)
@@ -167,7 +177,7 @@ def _tokens(network: Transformers, sample: Input) -> tuple[int, int]:
 
 
 def _is_dense(network: Network) -> bool:
-    return isinstance(network, Mlp | Vit | Transformers | DualEncoder | InpFormerNetwork)
+    return isinstance(network, Mlp | Vit | TextTransformer | Transformers | DualEncoder | InpFormerNetwork)
 
 
 def evaluated(job: JobSpec, held_out: int) -> int:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
 from app.recipe.card import Card
+from app.recipe.data.hard_negatives import HardNegatives
 from app.recipe.data.pseudo_labels import PseudoLabels
 from app.recipe.data.sources import AnyData, Table
 from app.recipe.diagnostics import Diagnostic
@@ -34,7 +35,7 @@ RequiredMetrics = Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False
 Queue = Literal["any", "cpu", "gpu"]
 Sharding = Literal["none", "fsdp"]
 PointNumber = Annotated[int, Field(ge=0, le=32_767)]
-ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export"]
+ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export", "integer", "spiking"]
 
 
 def _go_together(formats: list[str]) -> list[str]:
@@ -89,6 +90,9 @@ class Recipe(Spec):
     """For image-embedding: batches of `batch_size / samples_per_class` classes with so many samples of each, drawn from
     the seed; all classes are equally frequent, and in an epoch, as long as without it, a sample may appear several
     times or not at all. None: each sample once, in a random order."""
+    hard_negatives: HardNegatives | None = None
+    """For batches by class (`samples_per_class`): their classes are such as the student confuses. None: classes take
+    turns at random."""
     pseudo_labels: PseudoLabels | None = None
     """For self-supervised with `ntxent`: batches without two images of one pseudo label; none: random batches."""
     accumulate: int = Field(1, ge=1, le=1024)

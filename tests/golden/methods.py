@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from tests.golden import (
     Case,
     adversarial,
+    attentions,
     boundary,
     class_vectors,
     classification,
@@ -24,6 +25,7 @@ from tests.golden import (
     mutual,
     naive_bayes,
     optimizers,
+    quantisation,
     retrieval,
     rollback,
 )
@@ -74,6 +76,8 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "cfcd": class_vectors.cfcd,
     "naive_bayes": naive_bayes.naive_bayes,
     "calibration": metrics.calibration,
+    "bsnn": quantisation.binary,
+    "l1norm_shiftquant": quantisation.shift_quant,
     "mahalanobis": diagnostics.mahalanobis,
     "hessian_spectrum": diagnostics.hessian_spectrum,
     "widedeep_ntk": diagnostics.widedeep_ntk,
@@ -84,5 +88,9 @@ METHODS: dict[str, Callable[[Case], Iterator[Comparison]]] = {
     "nap": optimizers.nap,
     "normalized_lr_gd": optimizers.normalized_gd,
     "vqlogits": codebook.vq_logits,
+    "sigmoid_attention": attentions.sigmoid_attentions,
+    "lssa": attentions.lssa,
+    "soft_attention": attentions.soft_attention,
+    "nalaformer": attentions.nalaformer,
     "two_pass_softmax": kernels.two_pass_softmax,
 }

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from app.recipe.report import INT8, ONNX, PROGRAM
 from app.recipe.students.model import Input, ModelConfig, TextInput
+from worker.bundle.qdq import with_qdq_layers
 from worker.bundle.snippets import LABELS, output_name
 from worker.students.measure import example
 from worker.students.model import Model
@@ -53,7 +54,7 @@ def export_onnx(model: Model, folder: Path) -> Call:
     """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime; see the module for the tensors."""
     with _quiet():
         program = torch.onnx.export(
-            model,
+            with_qdq_layers(model),
             (example(model.config.input, TRACED),),
             input_names=[model.config.input.key],
             output_names=[output_name(model.config)],

@@ -69,6 +69,8 @@ class FullyShardedDataParallel(DataParallel):
         self._shard(model)
         if isinstance(model, Model) and model.config.predicts_tokens:
             register_fsdp_forward_method(model, "forward_hidden")
+        if isinstance(model, Model) and model.codebook is not None:
+            register_fsdp_forward_method(model, "forward_codes")
 
     def micro_batch(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         assert isinstance(module, FSDPModule)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from app.recipe.cost import as_image
 from app.recipe.methods.base import FIELD, LEARNING
 from app.recipe.methods.hpm import Hpm
 from app.recipe.students.architectures import Vit
@@ -104,11 +105,13 @@ class HpmMethod(Method[Hpm]):
         """The student with the second decoder, and the first decoder."""
         config, network = self.inputs.student.config, self._network
         assert isinstance(config.architecture, Vit)
+        image = as_image(config.input)
         blocks = self.spec.decoder.blocks_for(config.architecture)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.inputs.seed, "hpm"))
             tokens = DecoderTokens(blocks.width, config.architecture.width, config.outputs, network.patches)
-            predictor, reconstructor = DecoderBranch(blocks, 1), DecoderBranch(blocks, network.embed.weight[0].numel())
+            pixels = network.embed.weight[0].numel()
+            predictor, reconstructor = DecoderBranch(blocks, image, 1), DecoderBranch(blocks, image, pixels)
         return LossPredictor(network, tokens, predictor), reconstructor
 
     @cached_property

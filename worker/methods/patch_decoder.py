@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.students.architectures import Vit
+from app.recipe.students.inputs import ImageInput
+from app.recipe.students.shapes import vit_attention
 from worker.students.layers.norms import TOKEN_NORMS
 from worker.students.vit import INIT_STD, TransformerBlock, VitNetwork
 
@@ -39,9 +41,10 @@ class DecoderTokens(nn.Module):
 class DecoderBranch(nn.Module):
     """Transformer blocks and a linear layer, for values of each patch."""
 
-    def __init__(self, blocks: Vit, values: int) -> None:
+    def __init__(self, blocks: Vit, image: ImageInput, values: int) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(TransformerBlock(blocks) for _ in range(blocks.depth)))
+        shape = vit_attention(blocks, image)
+        self.blocks = nn.Sequential(*(TransformerBlock(blocks, shape) for _ in range(blocks.depth)))
         self.norm, self.last = TOKEN_NORMS.build(blocks.norm, blocks.width), nn.Linear(blocks.width, values)
         init_weights(self)
 

@@ -18,6 +18,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    TextTransformer,
     Timm,
     Transformers,
     Vit,
@@ -34,10 +35,12 @@ from worker.students import (
     mlp,
     mobilenet_v2,
     shufflenet_v2,
+    text_transformer,
     timm_network,
     vit,
     wide_resnet,
 )
+from worker.students.quantisers import quantised
 from worker.transformers_library import blaming_the_config
 
 Builder = Callable[[Any, ImageInput, int], nn.Module]
@@ -79,7 +82,10 @@ def build(
         return dual_encoder.build(network, sample, outputs)
     if isinstance(network, Transformers):
         return hugging_face.build(network, sample, outputs, embedding, per_token=per_token)
-    return BUILDERS[type(network)](network, as_image(sample), outputs)
+    if isinstance(network, TextTransformer):
+        return text_transformer.build(network, sample, outputs)
+    built = BUILDERS[type(network)](network, as_image(sample), outputs)
+    return built if network.quantise is None else quantised(built, network.quantise)
 
 
 def build_described(config: ModelConfig) -> nn.Module:

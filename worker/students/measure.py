@@ -15,6 +15,7 @@ from app.recipe.students.architectures import InpFormerNetwork
 from app.recipe.students.model import Input, ModelConfig, TextInput
 from worker import students
 from worker.optimizers.roles import hidden_matrices
+from worker.students.quantisers import QuantisedLayer
 
 _COSTS: dict[str, Cost] = {}
 """Costs by the description of the network: a job needs them several times, and a dry run takes some 0.1 s."""
@@ -65,7 +66,7 @@ def _run(network: nn.Module, config: ModelConfig) -> Cost:
     samples = example(config.input)
     sizes = [samples.numel()]
     for leaf in network.modules():
-        if not any(leaf.children()):
+        if not any(leaf.children()) or isinstance(leaf, QuantisedLayer):
             leaf.register_forward_hook(_size_recorder(sizes))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(samples)

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.students.architectures import Vit
+from app.recipe.students.architectures import TextTransformer, Vit
+from app.recipe.students.layers import AttentionShape
 from app.recipe.students.model import ImageInput
-from app.recipe.students.shapes import feed_forward_width
+from app.recipe.students.shapes import feed_forward_width, vit_attention
 from worker.students.heads import HEADS
 from worker.students.layers.activations import ACTIVATIONS
-from worker.students.layers.attentions import ATTENTIONS
+from worker.students.layers.attentions import ATTENTIONS, NO_MASK, AttentionMask
 from worker.students.layers.norms import TOKEN_NORMS
 
 INIT_STD = 0.02
@@ -20,17 +21,18 @@ INIT_STD = 0.02
 class TransformerBlock(nn.Module):
     """Attention and feed-forward layer, each after a norm and beside an identity."""
 
-    def __init__(self, student: Vit) -> None:
+    def __init__(self, student: Vit | TextTransformer, shape: AttentionShape) -> None:
         super().__init__()
         width, hidden = student.width, feed_forward_width(student)
         self.norm1 = TOKEN_NORMS.build(student.norm, width)
-        self.attention = ATTENTIONS.build(student.attention, width, student.heads)
+        self.attention = ATTENTIONS.build(student.attention, shape)
         self.norm2 = TOKEN_NORMS.build(student.norm, width)
         activation = ACTIVATIONS.build(student.activation)
         self.feed_forward = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x: Tensor, mask: AttentionMask = NO_MASK) -> Tensor:
+        """Floating (N, S, D) to the same shape."""
+        x = x + self.attention(self.norm1(x), mask)
         out: Tensor = x + self.feed_forward(self.norm2(x))
         return out
 
@@ -41,11 +43,11 @@ class VitNetwork(nn.Module):
     def __init__(self, student: Vit, image: ImageInput, classes: int) -> None:
         super().__init__()
         width, patch = student.width, student.patch_size
-        tokens = (image.height // patch) * (image.width // patch) + 1
+        shape = vit_attention(student, image)
         self.embed = nn.Conv2d(image.channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(torch.zeros(1, tokens, width))
-        self.blocks = nn.Sequential(*(TransformerBlock(student) for _ in range(student.depth)))
+        self.positions = nn.Parameter(torch.zeros(1, shape.tokens, width))
+        self.blocks = nn.Sequential(*(TransformerBlock(student, shape) for _ in range(student.depth)))
         self.norm, self.head = TOKEN_NORMS.build(student.norm, width), HEADS.build(student.head, width, classes)
         self._init()
 
@@ -78,13 +80,18 @@ class VitNetwork(nn.Module):
         return torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1) + self.positions
 
     def _init(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_maps(self)
         nn.init.trunc_normal_(self.class_token, std=INIT_STD)
         nn.init.trunc_normal_(self.positions, std=INIT_STD)
+
+
+def init_maps(network: nn.Module) -> None:
+    """Initialise all linear maps and convolutions, in place."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=INIT_STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def build(student: Vit, image: ImageInput, classes: int) -> nn.Module:

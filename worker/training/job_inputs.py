@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import Pretrained
 from worker.data.running_text import PackingDir
 from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer
@@ -20,7 +19,7 @@ from worker.errors import UserError
 from worker.limits import Subject, reading
 from worker.machine import sample_memory
 from worker.protocol import Log
-from worker.students.heads.vq_logits import start_codebook
+from worker.students.codebook import start_codebook
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import describe_ignored
 from worker.students.model import Model
@@ -86,10 +85,9 @@ def build_student(
     with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
         student = fresh_student(inputs.data.model, seed)
     student.input_key = inputs.data.input_key or student.input_key
-    if not isinstance(job.student, Pretrained):  # which has a codebook of its own
-        start_codebook(student, inputs.teachers, seed)
     warn = partial(log.warn, "fresh_layer") if job.recipe.method.trains else _refuse_fresh
     started = start(inherit(student, job, inputs.teachers), job, paths, warn)
+    start_codebook(started, inputs.teachers, seed)
     if not job.recipe.method.trains:
         _require_stored_outputs(started, job, paths)
     read_labels(started, inputs.data)

@@ -133,6 +133,10 @@ class Hpm(MethodSpec):
             found = f"is {job.student.architecture}, and {self.kind} masks the patches of a vit"
             yield Problem("student.architecture", found, "vit")
             return
+        if job.student.attention.needs_grid:
+            kind = job.student.attention.kind
+            found = f"is {kind}, which is for whole images, and {self.kind} encodes the visible patches alone"
+            yield Problem("student.attention.kind", found, "softmax, or another kind that needs no grid")
         blocks = self.decoder.blocks_for(job.student)
         if blocks.width % blocks.heads:
             field = "heads" if self.decoder.heads else "width"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
-from app.recipe.students.heads import Head, LinearHead
-from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
+from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, network_alone
 from app.recipe.students.layers import (
     Activation,
     Attention,
@@ -24,14 +23,24 @@ from app.recipe.students.layers import (
     by_default,
 )
 from app.recipe.students.pooling import Pooling
+from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
+from app.recipe.students.replacements import Replacements, no_replacements
+from app.recipe.students.text_transformer import TextTransformer as TextTransformer  # imported from here by all
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
 Width = Annotated[int, Field(ge=1, le=16_384)]
 
 
-class Mlp(Option):
+class BuiltIn(Option):
+    """Base of the networks of this project."""
+
+    quantise: Quantisation | None = Field(None, exclude_if=lambda value: value is None)
+    """Quantisation of its convolutions and linear layers, in training and in the exported model; none: float32."""
+
+
+class Mlp(BuiltIn):
     """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
 
     architecture: Literal["mlp"] = "mlp"
@@ -41,7 +50,7 @@ class Mlp(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarResNet(Option):
+class CifarResNet(BuiltIn):
     """ResNet for small images: three stages of basic blocks, parameter-free (option A) shortcuts."""
 
     paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
@@ -61,7 +70,7 @@ class CifarResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class WideResNet(Option):
+class WideResNet(BuiltIn):
     """Wide residual network: pre-activation basic blocks in three stages, 1x1 shortcuts where the width changes."""
 
     paper: ClassVar[Paper | None] = Paper("Wide Residual Networks", "1605.07146")
@@ -78,7 +87,7 @@ class WideResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class Vit(Option):
+class Vit(BuiltIn):
     """Small vision transformer: patch embedding, class token, learned positions, pre-norm blocks."""
 
     paper: ClassVar[Paper | None] = Paper("An Image is Worth 16x16 Words", "2010.11929")
@@ -103,7 +112,7 @@ class Vit(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarVgg(Option):
+class CifarVgg(BuiltIn):
     """VGG with norms for small images: five stages of 3x3 convolutions, halved after the first three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -122,7 +131,7 @@ class CifarVgg(Option):
     """Last layer, from the features to the outputs."""
 
 
-class MobileNetV2(Option):
+class MobileNetV2(BuiltIn):
     """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
 
     paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
@@ -139,7 +148,7 @@ class MobileNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-class ShuffleNetV2(Option):
+class ShuffleNetV2(BuiltIn):
     """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -156,22 +165,6 @@ class ShuffleNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-MAX_CONFIG_CHARACTERS = 65_536
-SET_FROM_THE_JOB = frozenset(
-    {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
-    | {"transformers_version"}
-)
-"""Keys of a Hugging Face configuration that describe a stored model or its outputs, not its network."""
-
-
-def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
-    if keys := sorted(SET_FROM_THE_JOB & config.keys()):
-        raise ValueError(f"{keys[0]} is set from the job and its data; leave it out")
-    if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
-        raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
-    return require_model_type(config)
-
-
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
 """Numbers of layers, or of a layer's heads, from 0."""
 
@@ -180,18 +173,20 @@ class Transformers(Option):
     """A network of the Transformers library, built from its configuration; that library can load its weights."""
 
     architecture: Literal["transformers"] = "transformers"
-    config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
+    config: Annotated[dict[str, JsonValue], AfterValidator(network_alone)]
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
-    """Last layer of a language model, from the hidden states to the logits."""
+    """Last layer, from the hidden states to the logits of classes or tokens."""
+    replace: Replacements = no_replacements()
+    """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
-        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
-        if self.head.kind not in accepted:
-            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
+        if not isinstance(self.head, LIBRARY_HEADS):
+            found = f"{self.head.kind} is not for networks of the Transformers library"
+            raise ValueError(f"head: {found}; accepted: linear, vq-logits")
         return self
 
     @property
@@ -266,6 +261,8 @@ class Pretrained(Option, Origin):
     """
 
     architecture: Literal["pretrained"] = "pretrained"
+    replace: Replacements = no_replacements()
+    """Layers of a network of the Transformers library that are built as another kind, behind those that already are."""
 
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -275,7 +272,8 @@ class DualEncoder(TaskOption):
     """One encoder for texts and for the texts of labels: the logit of a label is the cosine of both vectors, divided by
     the temperature.
 
-    All labels are encoded in every step, with gradient. The exported model has their vectors, and encodes texts alone.
+    All labels, or `labels_per_step` of them, are encoded in every step, with gradient. The exported model has their
+    vectors, and encodes texts alone.
     """
 
     paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
@@ -290,6 +288,11 @@ class DualEncoder(TaskOption):
     (`cls`); divided by its length. None: as in the stored encoder, else the mean."""
     temperature: Temperature = 0.05
     """Divides the cosines."""
+    labels_per_step: Annotated[int, Field(ge=2, le=1 << 24)] | None = Field(
+        None, exclude_if=lambda value: value is None
+    )
+    """Labels that are encoded in a step of the training: those of the batch's samples, and others up to this number,
+    drawn anew for every step. The losses are then of these labels alone. None: all of them."""
     label_texts: Annotated[dict[str, LabelText], Field(max_length=1000)] = {}
     """Texts of labels, by the names of the classes; the text of any other class is its name. A text that is longer than
     `data.max_length` tokens loses its end."""
@@ -299,6 +302,8 @@ class DualEncoder(TaskOption):
         network = self.encoder
         if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
             raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        if network.replace:
+            raise ValueError("encoder: replace is not for the encoder of a dual-encoder; accepted: none")
         return self
 
 
@@ -312,7 +317,7 @@ class InpFormer(Reconstruction, Origin):
     architecture: Literal["inp-former"] = "inp-former"
 
 
-ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit)
+ZOO = (Mlp, CifarResNet, WideResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, TextTransformer)
 """Networks whose cost is counted from their description."""
 ImageEncoder = Annotated[
     CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit | Transformers | Timm,
@@ -339,6 +344,7 @@ Network = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | DualEncoder
@@ -348,9 +354,21 @@ Network = Annotated[
 """Networks that can be built from their description."""
 
 
+def opens_in_a_library(network: Network) -> bool:
+    """Whether a public library can load the weights of a network."""
+    return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
+
+
+def codebook_of(network: object) -> VqLogits | None:
+    """The head of a network or a student, if it is a codebook."""
+    head = network.head if isinstance(network, (*ZOO, Transformers)) else None
+    return head if isinstance(head, VqLogits) else None
+
+
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
-    return isinstance(network, DualEncoder) or (isinstance(network, Transformers) and network.reads == "texts")
+    of_the_library = isinstance(network, Transformers) and network.reads == "texts"
+    return of_the_library or isinstance(network, DualEncoder | TextTransformer)
 
 
 Student = Annotated[
@@ -361,6 +379,7 @@ Student = Annotated[
     | MobileNetV2
     | ShuffleNetV2
     | Vit
+    | TextTransformer
     | Transformers
     | Timm
     | Shrink

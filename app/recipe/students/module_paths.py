@@ -18,6 +18,7 @@ from app.recipe.students.architectures import (
     MobileNetV2,
     Network,
     ShuffleNetV2,
+    TextTransformer,
     Vit,
     WideResNet,
 )
@@ -124,10 +125,10 @@ def _shufflenet_v2(student: ShuffleNetV2) -> Tree:
     return {"stem": _sequence(3), "stages": _numbered(stages), "last": _sequence(3), "head": {}}
 
 
-def _vit(student: Vit) -> Tree:
+def _of_blocks(student: Vit | TextTransformer) -> Tree:
     block = {
         "norm1": {},
-        "attention": _leaves("qkv", "out"),
+        "attention": _leaves(student.attention.projections, "out", *student.attention.parts),
         "norm2": {},
         "feed_forward": _sequence(3),
     }
@@ -141,5 +142,6 @@ _TREES: dict[type, Callable[[Any], Tree]] = {
     CifarVgg: _vgg,
     MobileNetV2: _mobilenet_v2,
     ShuffleNetV2: _shufflenet_v2,
-    Vit: _vit,
+    Vit: _of_blocks,
+    TextTransformer: _of_blocks,
 }

@@ -13,6 +13,7 @@ from app.recipe.students.architectures import (
     InpFormerNetwork,
     Mlp,
     Network,
+    TextTransformer,
     Vit,
     WideResNet,
 )
@@ -34,7 +35,9 @@ class FeatureShape(NamedTuple):
 def with_encoder(student: InpFormer, stored: ModelConfig) -> InpFormerNetwork | None:
     """The network of `student` on a stored model; none: that is no encoder of images."""
     network = stored.architecture
-    if isinstance(network, Mlp | InpFormerNetwork | DualEncoder) or not isinstance(stored.input, ImageInput):
+    if isinstance(network, Mlp | TextTransformer | InpFormerNetwork | DualEncoder) or not isinstance(
+        stored.input, ImageInput
+    ):
         return None
     settings = {name: getattr(student, name) for name in Reconstruction.model_fields}
     return InpFormerNetwork(**settings, encoder=network, encoder_outputs=stored.outputs)

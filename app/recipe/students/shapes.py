@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from app.recipe.students.architectures import CifarResNet, CifarVgg, MobileNetV2, ShuffleNetV2, Vit, WideResNet
+from app.recipe.students.architectures import (
+    CifarResNet,
+    CifarVgg,
+    MobileNetV2,
+    ShuffleNetV2,
+    TextTransformer,
+    Vit,
+    WideResNet,
+)
+from app.recipe.students.inputs import ImageInput
+from app.recipe.students.layers import AttentionShape
 
 STAGES = 3
 """Stages of both residual architectures."""
@@ -34,9 +44,20 @@ def basic_blocks(student: CifarResNet | WideResNet) -> int:
     return (student.depth - (2 if isinstance(student, CifarResNet) else 4)) // 6
 
 
-def feed_forward_width(student: Vit) -> int:
+def feed_forward_width(student: Vit | TextTransformer) -> int:
     """Units of the hidden layer of a transformer block's feed-forward part."""
     return max(1, round(student.width * student.mlp_ratio))
+
+
+def vit_attention(student: Vit, image: ImageInput) -> AttentionShape:
+    """Sizes of the attention in a vision transformer, whose first token is that of the class."""
+    rows, columns = image.height // student.patch_size, image.width // student.patch_size
+    return AttentionShape(rows * columns + 1, student.width, student.heads, (rows, columns))
+
+
+def text_attention(student: TextTransformer, length: int) -> AttentionShape:
+    """Sizes of the attention in a transformer over texts of at most `length` tokens."""
+    return AttentionShape(length, student.width, student.heads)
 
 
 def vgg_stages(student: CifarVgg) -> list[list[int]]:

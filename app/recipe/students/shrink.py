@@ -19,8 +19,8 @@ from app.recipe.students.architectures import (
     Transformers,
     Vit,
     WideResNet,
+    codebook_of,
 )
-from app.recipe.students.heads import LinearHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import with_encoder
@@ -168,6 +168,7 @@ def resized_model(config: ModelConfig, sizes: SubNetwork) -> ModelConfig:
 
 def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
     """The networks of every sub-space of the method, the largest first. Raises `Unshrinkable`."""
+    _refuse_replaced(teacher)
     if not isinstance(teacher, Transformers) or teacher.model_type not in SLICED:
         name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
         found = f"a teacher of type {name} has no sub-networks that are leading slices"
@@ -210,6 +211,10 @@ def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelC
 
 def shrunk(student: Shrink, teacher: Network) -> Network:
     """The architecture that `student` describes. Raises `Unshrinkable`."""
+    _refuse_replaced(teacher)
+    if (head := codebook_of(teacher)) is not None:
+        found = f"a teacher with the head {head.kind} can't be shrunk"
+        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every output")
     if isinstance(teacher, CifarResNet):
         return _cifar_resnet(student, teacher)
     if isinstance(teacher, WideResNet):
@@ -221,6 +226,13 @@ def shrunk(student: Shrink, teacher: Network) -> Network:
     name = teacher.model_type if isinstance(teacher, Transformers) else teacher.architecture
     known = ", ".join(["cifar-resnet", "wide-resnet", "vit", *(name for name in ENCODERS if name != "vit")])
     raise Unshrinkable("architecture", f"a teacher of type {name} can't be shrunk", f"a teacher of type {known}")
+
+
+def _refuse_replaced(teacher: Network) -> None:
+    """Whether its layers have the weights of other kinds, which are not sliced. Raises `Unshrinkable`."""
+    if isinstance(teacher, Transformers) and teacher.replace:
+        found = "the teacher has replaced layers, whose weights are not sliced"
+        raise Unshrinkable("architecture", found, "a teacher without")
 
 
 def kept_layers(student: Shrink, depth: int) -> list[int]:
@@ -282,6 +294,10 @@ def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
 
 
 def _vit(student: Shrink, teacher: Vit) -> Vit:
+    narrower = next((field for field in ("width", "heads") if getattr(student, field) is not None), None)
+    if narrower and not teacher.attention.narrows:
+        found = f"is given, and attention {teacher.attention.kind} has no smaller copy of its heads"
+        raise Unshrinkable(narrower, found, "null; layers and hidden can be reduced")
     heads = kept_heads(student, teacher)
     assert heads is not None
     width = _narrower(student, teacher.width)
@@ -292,9 +308,6 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
 
 
 def _of_the_library(student: Shrink, teacher: Transformers) -> Transformers:
-    if not isinstance(teacher.head, LinearHead):
-        found = f"a teacher with the head {teacher.head.kind} can't be shrunk"
-        raise Unshrinkable("architecture", found, "a teacher with a row of weights for every token")
     encoder, heads = ENCODERS[teacher.model_type], kept_heads(student, teacher)
     assert heads is not None
     depth, whole, _, hidden = encoder.sizes(teacher.config)

@@ -68,6 +68,16 @@ LAYERED: dict[str, dict[str, Any]] = {
         **{"architecture": "vit", "norm": {"kind": "rms"}, "attention": {"kind": "linear"}},
         "activation": {"kind": "relu"},
     },
+    **{
+        str(attention): {"architecture": "vit", "attention": attention}
+        for attention in (
+            {"kind": "sigmoid"},
+            {"kind": "softplus"},
+            {"kind": "soft", "ratio": 1},
+            {"kind": "soft", "ratio": 1, "normalised": True},
+            {"kind": "nala"},
+        )
+    },
 }
 SIZES: dict[str, dict[str, Any]] = {
     "cifar-resnet": {"depth": 8, "width": 4},

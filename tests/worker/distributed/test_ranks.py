@@ -213,6 +213,8 @@ CASES |= {
         **SHARDED,
         "recipe": SPLIT,
     },
+    "sharded-soft": {"student": {**VIT, "attention": {"kind": "soft", "ratio": 1}}, **SHARDED, "recipe": SPLIT},
+    "nala": {"student": {**VIT, "attention": {"kind": "nala"}}, "recipe": SPLIT},
     "sharded-bf16": {
         **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},
         **{"teacher_cache": {"store": "off"}, "recipe": {**SPLIT, "losses": [{"kind": "kd"}]}},

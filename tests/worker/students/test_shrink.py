@@ -10,6 +10,7 @@ import torch
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import CifarResNet, CifarVgg, Mlp, Network, Transformers, Vit, WideResNet
+from app.recipe.students.layers import NalaAttention, SoftAttention
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
 from app.recipe.students.shrink import network_of, start_of
 from tests.worker.students import builders
@@ -218,6 +219,8 @@ def test_a_student_may_read_shorter_texts_and_know_fewer_tokens_than_the_network
         (Vit(width=64, heads=4), {"width": 40}, "student.width", "head"),
         (Vit(width=64, heads=4), {"width": 128}, "student.width", "wider"),
         (Vit(width=64, heads=4), {"hidden": 999}, "student.hidden", "wider"),
+        (Vit(attention=NalaAttention()), {"width": 32}, "student.width", "nala has no smaller copy"),
+        (Vit(attention=SoftAttention()), {"heads": 2}, "student.heads", "soft has no smaller copy"),
         (CifarResNet(depth=20), {"layers": [1]}, "student.layers", "first block"),
         (CifarResNet(depth=110), {"layers": 4}, "student.layers", "26 weighted layers"),
         (CifarResNet(padding="both"), {"width": 8}, "student.width", "pad on both sides"),

@@ -25,10 +25,14 @@ from app.recipe.students.layers import (
     LayerNorm,
     LeakyRelu,
     LinearAttention,
+    NalaAttention,
     NoNorm,
     Relu,
     RmsNorm,
+    SigmoidAttention,
     Silu,
+    SoftAttention,
+    SoftplusAttention,
 )
 from app.recipe.students.model import ImageInput
 from worker.students import build
@@ -53,6 +57,13 @@ LAYERED: dict[str, Student] = {
     "layer norm of shuffled channels": ShuffleNetV2(size="0.5x", norm=LayerNorm(), activation=LeakyRelu()),
     "rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=RmsNorm(), activation=Relu()),
     "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
+    "sigmoid attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SigmoidAttention()),
+    "softplus attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftplusAttention(power=1.0)),
+    "soft attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftAttention(ratio=1)),
+    "normalised soft attention": Vit(
+        patch_size=1, width=8, depth=2, heads=2, attention=SoftAttention(ratio=1, normalised=True, conv_size=0)
+    ),
+    "nala attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=NalaAttention()),
 }
 """Every kind of layer but those that networks have by default."""
 IMAGES = [

@@ -41,6 +41,19 @@ CASES: dict[str, dict[str, Any]] = {
         "teacher": True,
     },
     "resnet": {"student": {"architecture": "cifar-resnet", "depth": 8, "width": 2}, "recipe": {"ema_decay": 0.5}},
+    "qat": {
+        "student": {"architecture": "cifar-resnet", "depth": 8, "width": 2, "quantise": {"kind": "qat"}},
+        "recipe": {"ema_decay": 0.5},
+        "teacher": True,
+    },
+    "shift-quant": {
+        "student": {"architecture": "mlp", "hidden": [8], "quantise": {"kind": "shift-quant", "bits": 4}},
+        "recipe": {"accumulate": 2},
+    },
+    "binary": {
+        "student": {"architecture": "mlp", "hidden": [8, 8, 8], "quantise": {"kind": "binary"}},
+        "recipe": {"ema_decay": 0.5, "accumulate": 2},
+    },
     "wide-resnet": {"student": {"architecture": "wide-resnet", "depth": 10}, "recipe": {"precision": "bf16"}},
     "vit": {
         "student": {"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2},

@@ -9,9 +9,15 @@ from app.recipe.students.layers.activations import ACTIVATIONS, Activation, Acti
 from app.recipe.students.layers.attentions import (
     ATTENTIONS,
     Attention,
+    AttentionCost,
+    AttentionShape,
     AttentionSpec,
     LinearAttention,
+    NalaAttention,
+    SigmoidAttention,
+    SoftAttention,
     SoftmaxAttention,
+    SoftplusAttention,
 )
 from app.recipe.students.layers.base import by_default
 from app.recipe.students.layers.norms import (
@@ -38,6 +44,8 @@ __all__ = [
     "Activation",
     "ActivationSpec",
     "Attention",
+    "AttentionCost",
+    "AttentionShape",
     "AttentionSpec",
     "BatchNorm",
     "Gelu",
@@ -46,13 +54,17 @@ __all__ = [
     "LayerNorm",
     "LeakyRelu",
     "LinearAttention",
+    "NalaAttention",
     "NoNorm",
     "Norm",
     "NormSpec",
     "Relu",
     "RmsNorm",
+    "SigmoidAttention",
     "Silu",
+    "SoftAttention",
     "SoftmaxAttention",
+    "SoftplusAttention",
     "TokenNorm",
     "by_default",
 ]

@@ -76,6 +76,24 @@ def test_a_mobile_network_does_not_train_without_norms() -> None:
     assert (problem.param, problem.accepted) == ("student.norm.kind", "another norm")
 
 
+def test_attention_on_a_grid_is_refused_for_sizes_that_it_is_not_for() -> None:
+    vit: dict[str, Any] = {"architecture": "vit", "patch_size": 4}
+    [problem] = problems({**vit, "attention": {"kind": "soft", "ratio": 4}})
+    assert (problem.param, problem.accepted) == ("student.attention.ratio", "a divisor of 2 x 2")
+    assert not problems({**vit, "attention": {"kind": "soft"}})
+    [problem] = problems({**vit, "width": 12, "heads": 2, "attention": {"kind": "nala"}})
+    assert problem.param == "student.attention.kind"
+    assert "a head has the size 6" in problem.message
+
+
+@pytest.mark.parametrize("kind", ["soft", "nala"])
+def test_attention_on_a_grid_is_refused_where_patches_are_masked(kind: str) -> None:
+    student = {"architecture": "vit", "patch_size": 2, "attention": {"kind": kind}}
+    document = {"task": "self-supervised", "data": {"train": "file_a"}, "student": student}
+    job = JobSpec.model_validate({**document, "recipe": {"method": {"kind": "hpm"}}})
+    assert "student.attention.kind" in [each.param for each in find_problems(job, InputFacts(train=DATA))]
+
+
 def test_nap_needs_norms() -> None:
     nap = {"kind": "nap", "inner": {"kind": "sgd", "lr": 0.1}}
     [problem] = problems({**RESNET, "norm": {"kind": "none"}}, optimizer=nap)
