@@ -85,6 +85,8 @@ STUDENT: dict[str, Document] = {
     "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
+
+
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {

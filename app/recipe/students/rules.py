@@ -356,12 +356,15 @@ def _text_input_problems(network: TextTransformer, given: Input | None, path: st
 
 
 def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
-    image = given if isinstance(given, ImageInput) else None
-    is_cut = image is None or not (image.height % network.patch_size or image.width % network.patch_size)
-    if image is not None and not is_cut:
-        sides = f"{image.height} x {image.width}"
+    wrong = list(_uneven_problems(network, given, path))
+    yield from wrong
+    if isinstance(given, ImageInput) and not wrong:
+        yield from network.attention.problems(vit_attention(network, given), f"{path}.attention")
+
+
+def _uneven_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
+    if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
+        sides = f"{given.height} x {given.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
     if network.head_size is None and network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
-    elif image is not None and is_cut:
-        yield from network.attention.problems(vit_attention(network, image), f"{path}.attention")
