@@ -25,6 +25,7 @@ from app.core.slots import Slots
 from app.core.store import Store
 from app.core.views import View
 from app.files import endpoints as files
+from app.jobs import diagnosis
 from app.jobs import endpoints as jobs
 from app.jobs.loops import running_loops
 from app.jobs.reader import JobReader
@@ -92,7 +93,7 @@ def _routes() -> list[BaseRoute]:
     """Those of every application of this process: to build them takes as long as some hundred requests."""
     router = APIRouter(generate_unique_id_function=_operation_id)
     # The most asked first, and none within another: FastAPI looks for a route once more on every level.
-    for resource in (jobs, files, models, catalog, projects, recommendations):
+    for resource in (jobs, files, models, diagnosis, catalog, projects, recommendations):
         router.include_router(resource.router, responses=COMMON_ERRORS, dependencies=[Depends(known_query)])
     router.include_router(_open_routes())
     router.include_router(pages.router)

@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.quality import CLASSES, DIGITS, STUDENT, TEACHER, Size, set_parser, size_of, write_set
+import numpy as np
+
+from bench.quality import DIGITS, STUDENT, TEACHER, Size, set_parser, size_of, write_set
 from bench.report import mean_cells, replace_part
 from bench.students import Document, learns_from_a_teacher, train, training_pool
 
-UNSEEN = CLASSES // 2
 METRICS = ("map_at_r", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy")
 COSFACE: Document = {"kind": "normface", "scale": 32.0, "learn_scale": False, "margin": "cosface"}
 NORMFACE: Document = {"kind": "normface"}
@@ -61,13 +62,18 @@ def compare(name: str, size: Size) -> Table:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_set(name, folder, size)
+        unseen = classes_of(folder) // 2
         with training_pool() as pool:
             seeds = range(1, size.seeds + 1)
-            made = [pool.submit(_train, folder, f"teacher-{seed}", job_of([NORMFACE], size, seed)) for seed in seeds]
+            made = [
+                pool.submit(_train, folder, f"teacher-{seed}", job_of([NORMFACE], size, unseen, seed)) for seed in seeds
+            ]
             table[TEACHERS] = [result.result() for result in made]
             jobs = [(row, seed) for seed in seeds for row in LOSSES]
             waiting = [
-                pool.submit(_train, folder, f"{row}-{seed}".replace(" ", "_"), job_of(LOSSES[row], size, seed, row))
+                pool.submit(
+                    _train, folder, f"{row}-{seed}".replace(" ", "_"), job_of(LOSSES[row], size, unseen, seed, row)
+                )
                 for row, seed in jobs
             ]
             for (row, _), result in zip(jobs, waiting, strict=True):
@@ -75,12 +81,17 @@ def compare(name: str, size: Size) -> Table:
     return table
 
 
-def job_of(losses: list[Document], size: Size, seed: int, row: str | None = None) -> Document:
-    """The job of a student, or without a `row` of the teacher, on the classes of a seed."""
+def classes_of(folder: Path) -> int:
+    """The number of classes of the training images."""
+    return len(np.unique(np.load(folder / "train.npz")["y"]))
+
+
+def job_of(losses: list[Document], size: Size, unseen: int, seed: int, row: str | None = None) -> Document:
+    """The job of a student, or without a `row` of the teacher, on the classes of a seed; `unseen` are held out."""
     is_teacher = row is None
     document: Document = {
         "task": "image-embedding",
-        "data": {"train": "train", "unseen_classes": UNSEEN},
+        "data": {"train": "train", "unseen_classes": unseen},
         "student": TEACHER if is_teacher else STUDENT,
         "embedding": {"dimensions": 128 if is_teacher else 32, "normalise": True},
         "recipe": {
@@ -108,8 +119,8 @@ def section(name: str, size: Size, table: Table, seconds: float, command: str) -
     what = "scikit-learn's digits (8 x 8)" if name == DIGITS else f"`{Path(name).name}`"
     smaller = f", shrunk {size.shrink} times" if size.shrink > 1 else ""
     lines = [
-        f"On {what}{smaller}: the first {size.train} training images, of which those of {CLASSES - UNSEEN} classes are "
-        f"trained on and those of the {UNSEEN} others evaluated, drawn by each of {size.seeds} seeds. Teachers are "
+        f"On {what}{smaller}: the first {size.train} training images, of which those of one half of the classes are "
+        f"trained on and those of the other half evaluated, drawn by each of {size.seeds} seeds. Teachers are "
         f"`wide-resnet` 16-2 with 128 dimensions ({size.teacher_epochs} epochs), students `wide-resnet` 10-1 with 32 "
         f"({size.epochs} epochs); mean and standard deviation over the seeds. The run took {seconds / 60:.0f} minutes.",
         "",

@@ -99,9 +99,10 @@ def read_methods() -> dict[str, Document]:
 
 
 def read_set(name: str, size: Size) -> dict[str, Images]:
-    """Arrays `x_train`, `y_train`, `x_test` and `y_test`; images are shrunk."""
+    """Arrays `x_train`, `y_train`, `x_test` and `y_test`; images are shrunk, persons that are given are the classes."""
     arrays = _digits() if name == DIGITS else dict(np.load(name, allow_pickle=False))
-    return arrays | {part: _shrunk(arrays[part], size.shrink) for part in ("x_train", "x_test")}
+    persons = {f"y_{part}": arrays[f"person_{part}"] for part in ("train", "test") if f"person_{part}" in arrays}
+    return arrays | persons | {part: _shrunk(arrays[part], size.shrink) for part in ("x_train", "x_test")}
 
 
 def write_set(name: str, folder: Path, size: Size) -> None:

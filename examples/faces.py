@@ -49,7 +49,8 @@ def write_faces(folder: Path) -> DataFiles:
 
     Their archives have `x` (N, 24, 24) uint8 and `y` (N, 9, 2) float32: x before y, in fractions of the side.
     """
-    points = draw_points(TRAIN + TEST, np.random.default_rng(0))
+    random = np.random.default_rng(0)
+    points = draw_points(draw_shapes(TRAIN + TEST, random), random)
     images = draw_images(points)
     folder.mkdir(parents=True, exist_ok=True)
     paths = DataFiles(folder / "faces.npz", folder / "faces-test.npz")
@@ -58,10 +59,15 @@ def write_faces(folder: Path) -> DataFiles:
     return paths
 
 
-def draw_points(count: int, random: np.random.Generator) -> NDArray:
-    """Landmarks (count, 9, 2): features of a face, unsteady hands, and where and how the face is held."""
-    shapes = MEAN + np.einsum("nw,wkc->nkc", random.normal(0.0, 0.08, (count, len(WAYS))), WAYS)
-    shapes += random.normal(0.0, 0.01, shapes.shape)
+def draw_shapes(count: int, random: np.random.Generator) -> NDArray:
+    """Landmarks (count, 9, 2) of so many persons, held upright."""
+    shapes: NDArray = MEAN + np.einsum("nw,wkc->nkc", random.normal(0.0, 0.08, (count, len(WAYS))), WAYS)
+    return shapes
+
+
+def draw_points(persons: NDArray, random: np.random.Generator) -> NDArray:
+    """Landmarks (N, 9, 2) of faces of these `persons` (N, 9, 2): unsteady hands, and where and how the face is held."""
+    count, shapes = len(persons), persons + random.normal(0.0, 0.01, persons.shape)
     angle, size = random.uniform(-0.5, 0.5, count), random.uniform(0.6, 0.95, count)
     turn = size[:, None, None] * np.stack(
         [np.stack([np.cos(angle), -np.sin(angle)], 1), np.stack([np.sin(angle), np.cos(angle)], 1)], 1

@@ -38,6 +38,14 @@ def registration(
     return given
 
 
+def diagnosis(kinds: Iterable[str], train: str, held_out: str | None, assignments: Iterable[str]) -> dict[str, Any]:
+    """The document of a request for diagnostics of these kinds on data files, with `key.path=value` overrides. Raises
+    `BadRequest`."""
+    data = {"train": train, **({"eval": held_out} if held_out is not None else {})}
+    wanted = {"data": data, "evaluation": {"diagnostics": [{"kind": kind} for kind in kinds]}}
+    return wanted | overrides(wanted, assignments)
+
+
 def overrides(spec: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """The top-level fields of a spec that `key.path=value` assignments change. Raises `BadRequest`."""
     changed = spec

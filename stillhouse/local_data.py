@@ -10,7 +10,9 @@ from typing import Any
 from stillhouse.errors import BadRequest
 from stillhouse.packing import pack
 
-DATA_FIELDS = ("train", "eval", "corpus")
+DATA_FIELDS = ("train", "eval", "corpus", "label_texts")
+DIAGNOSTIC = "evaluation.diagnostics[{}].data"
+"""Path of the field of a diagnostic with a file."""
 Notify = Callable[[str], None]
 """Called with a line for people about a folder that was packed."""
 
@@ -25,7 +27,7 @@ class LocalData:
 
     document: Mapping[str, Any]
     files: dict[str, Path] = field(default_factory=dict)
-    """Files to upload, by the field of `data` that names each."""
+    """Files to upload, by the field of `data` that names each, or by the path of that of a diagnostic."""
     format: str | None = None
     """Format of packed folders, for `data.format`; None if no folder was packed."""
 
@@ -34,7 +36,15 @@ class LocalData:
         if not ids:
             return dict(self.document)
         formats = {} if self.format is None else {"format": self.format}
-        return {**self.document, "data": {**self.document["data"], **ids, **formats}}
+        named = {key: ids[key] for key in DATA_FIELDS if key in ids}
+        replaced = {**self.document, "data": {**self.document["data"], **named, **formats}}
+        diagnostics = [
+            {**one, "data": ids[path]} if (path := DIAGNOSTIC.format(index)) in ids else one
+            for index, one in enumerate(_diagnostics(self.document))
+        ]
+        if diagnostics:
+            replaced["evaluation"] = {**self.document["evaluation"], "diagnostics": diagnostics}
+        return replaced
 
 
 def find(document: Mapping[str, Any], folder: Path, scratch: Path, notify: Notify = ignore) -> LocalData:
@@ -45,17 +55,27 @@ def find(document: Mapping[str, Any], folder: Path, scratch: Path, notify: Notif
     """
     found = LocalData(document)
     data = document.get("data")
-    for key in DATA_FIELDS if isinstance(data, Mapping) else ():
-        reference = document["data"].get(key)
+    if not isinstance(data, Mapping):
+        return found
+    references = {key: data.get(key) for key in DATA_FIELDS}
+    for index, one in enumerate(_diagnostics(document)):
+        references[DIAGNOSTIC.format(index)] = one.get("data") if isinstance(one, Mapping) else None
+    for key, reference in references.items():
         if isinstance(reference, str) and not reference.startswith("file_"):
             found.files[key] = _file(found, folder / reference, key, scratch, notify)
     return found
 
 
+def _diagnostics(document: Mapping[str, Any]) -> list[Any]:
+    evaluation = document.get("evaluation")
+    found = evaluation.get("diagnostics") if isinstance(evaluation, Mapping) else None
+    return found if isinstance(found, list) else []
+
+
 def _file(found: LocalData, path: Path, key: str, scratch: Path, notify: Notify) -> Path:
     if path.is_file():
         return path
-    param = f"data.{key}"
+    param = f"data.{key}" if key in DATA_FIELDS else key
     if not path.is_dir():
         raise BadRequest(f"{param}: there is no file {str(path)!r}, and it is not an id such as file_…")
     (scratch / key).mkdir()

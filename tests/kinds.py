@@ -64,8 +64,25 @@ VIEWS: Document = {
 """Images whose two views differ."""
 MASKED: Document = {"train": DATA["anomaly-detection"], "mask_key": "mask"}
 """Normal images, and anomalous ones with their masks."""
+DIAGNOSED: dict[str, Document] = {
+    "calibration": {"bins": 3},
+    "decision-boundary": {"alpha": 30.0},
+    "mahalanobis": {"data": "classes"},
+    "hessian": {"samples": 20, "lanczos_steps": 5, "steps": 5},
+    "loss-landscape": {"samples": 20, "points": 3},
+}
+"""What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 BINARY: Document = {"train": "two-classes", "classes": 2}
 """Images of two classes."""
+TWO_IMAGES: Document = {"train": "two-images", "second_key": "other"}
+"""Pairs of images of one class or of two."""
+QUANTISED: dict[str, Document] = {
+    "qat": {"architecture": "cifar-resnet", "depth": 8, "width": 2},
+    "shift-quant": {"architecture": "mlp", "hidden": [8]},
+    "binary": {"architecture": "mlp", "hidden": [8, 8]},
+}
+"""Students by their quantisation."""
+QUANTISED = {kind: {**student, "quantise": {"kind": kind}} for kind, student in QUANTISED.items()}
 SVM: Document = {**CNN, "head": {"kind": "svm"}}
 ENCODER: Document = {"architecture": "transformers", "config": BERT}
 GPT2: Document = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32}
@@ -89,21 +106,6 @@ LISTS: Document = {
     **{"label_columns": ["scores"], "max_length": 8},
 }
 """Queries with candidates, in lists of several lengths."""
-LAYERED: dict[str, Document] = {
-    "layer norm": {"architecture": "cifar-resnet", "norm": {"kind": "layer"}, "activation": {"kind": "gelu"}},
-    "group norm": {
-        **{"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}},
-        "activation": {"kind": "leaky-relu"},
-    },
-    "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
-    "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
-    **{
-        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
-        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
-    },
-    "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
-}
-"""Students of layers that no architecture has by default."""
 LAST: Document = {"teacher": "stages.2", "student": "stages.2"}
 NORMS: list[Document] = [{"teacher": path, "student": path} for path in ("stages.1.0.norm1", "stages.2.0.norm1")]
 ATTENTION: Document = {"qkv": "blocks.0.attention.qkv"}
@@ -127,6 +129,7 @@ SETTINGS: dict[str, Document] = {
     "feature-autoencoder": {"tap": "stages.2"},
     "inheritance-exploration": {"pair": LAST},
     "inp-former": {"pairs": [LAST]},
+    "cfcd-local": {"feature": "stages.1"},
     "mse": {"target": "teacher"},
     "smooth-l1": {"target": "teacher", "beta": 0.1},
     "wing": {"target": "teacher"},
@@ -245,6 +248,12 @@ def write_data(folder: Path) -> None:
     np.savez(folder / f"{DATA['keypoints']}.npz", x=images.astype(np.uint8), y=points)
     several = np.arange(SAMPLES) % IDENTITIES
     np.savez(folder / f"{DATA['image-embedding']}.npz", x=images.astype(np.uint8), y=several)
+    one = np.arange(SAMPLES)
+    other = (one + CLASSES + one % 2) % SAMPLES
+    same = (labels[one] == labels[other]).astype(int)
+    np.savez(
+        folder / f"{TWO_IMAGES['train']}.npz", x=images.astype(np.uint8), other=images[other].astype(np.uint8), y=same
+    )
     marked = np.zeros((SAMPLES, SIDE, SIDE), np.uint8)
     marked[::6, 2:5, 2:5] = 1
     plain = np.where(marked, 255, random.integers(60, 100, (SAMPLES, SIDE, SIDE))).astype(np.uint8)

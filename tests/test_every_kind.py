@@ -22,11 +22,14 @@ from app.recipe.methods import METHODS
 from app.recipe.students.architectures import STUDENTS, ZOO, Student
 from app.recipe.students.hugging_face import is_model_file
 from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
+from app.recipe.students.quantisation import QUANTISATIONS
 from app.recipe.tasks import TASKS
 from app.recipe.tasks.multi_label import MANY_LABELS
 from stillhouse import Client, Job, ServiceError
 from tests import kinds
 from tests.kinds import KINDS, job_of, methods, small_job
+from tests.kinds_metrics import expected_metrics
+from tests.kinds_of_layers import LAYERED
 from tests.kinds_of_tables import write_tables
 from tests.stillhouse.process import environment, running
 
@@ -62,24 +65,6 @@ RUNNING: Document = {"train": "texts.csv", "format": "csv", "input_columns": ["t
 TAGGED: Document = {**TEXTS, "train": "tags.jsonl", "format": "jsonl", "label_columns": ["tags"]}
 MANY: Document = {**TAGGED, "label_columns": ["numbers"], "classes": MANY_LABELS + 8}
 TABLE: Document = {"train": "table.csv", "format": "csv", "input_columns": ["a", "b"], "label_columns": ["sum"]}
-METRICS = {
-    "image-classification": {"accuracy", "nll", "ece", "brier"},
-    "text-classification": {"accuracy", "nll", "ece", "brier"},
-    "token-classification": {"entity_f1", "entity_precision", "entity_recall", "accuracy", "nll"},
-    "multi-label-classification": {"map", "micro_f1", "macro_f1", "precision_at_1", "precision_at_3", "ece", "nll"},
-    "regression": {"rmse", "mae", "r2"},
-    "keypoints": {"nme", "failure_rate", "auc"},
-    "embedding": {"pearson", "spearman"},
-    "image-embedding": {"map_at_r", "map", "recall_at_1", "auc", "tar_at_far_1e-2", "class_mean_accuracy"},
-    "self-supervised": {"linear_accuracy", "knn_accuracy", "bayes_accuracy", "view_recall_at_1", "view_loss"},
-    "anomaly-detection": {"image_auroc", "pixel_auroc", "pro", "reconstruction_cosine"},
-    "causal-lm": {"perplexity", "nll", "accuracy"},
-}
-"""What a report must tell of the student, by task."""
-LISTED = {"precision_at_1", "precision_at_5", "nll"}
-"""The same of labels that are too many for a number each."""
-RANKED = {"mrr", "recall_at_10", "ndcg_at_10"}
-"""The same of queries with candidates."""
 AUGMENTED: dict[str, Document] = {
     "crop": {"padding": 2},
     "cutout": {"size": 2},
@@ -95,17 +80,21 @@ STUDENT: dict[str, Document] = {
     "vit": {"width": 8, "depth": 1, "heads": 2},
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
+    "convert": {"to": "pre-crmsnorm"},
     "pretrained": {"model": "other"},
     "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
-DIAGNOSED: dict[str, Document] = {"calibration": {"bins": 3}, "decision-boundary": {"alpha": 30.0}}
-"""What kinds of diagnostic are told, of which a small job has few samples for; all others do with their defaults."""
 
 
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
+    "export": small_job(
+        {"method": {"kind": "export"}},
+        {"architecture": "convert"},
+        **{"teacher": {"model": "vit"}, "export": ["safetensors", "onnx", "torch-export"]},
+    ),
     "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
     "adversarial": small_job(
         {**LABELS, "method": {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}},
@@ -164,7 +153,7 @@ def jobs_of_losses() -> Iterator[tuple[str, Document]]:
     for number, name in enumerate(OF_IMAGE_CLASSES):
         job = job_with(ANYWHERE[number :: len(OF_IMAGE_CLASSES)])
         job |= {"student": {"architecture": name, **STUDENT[name]}}
-        job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
+        job |= {"teacher": {"model": "vit"}} if name in ("shrink", "convert") else {}
         if number < len(LABELLED):
             change = LABELLED[number]
             crop: list[Document] = [{"kind": "crop", "padding": 1}] if change == "self-mix" else []
@@ -212,8 +201,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     of_labels: Document = {"losses": [{"kind": "dexml", "criterion": "bce"}], "epochs": 1}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
-    started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
-    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
+    started = {**dual, "encoder": {"architecture": "pretrained", "model": "encoder"}, "labels_per_step": 2}
+    called = {**TAGGED, "label_texts": "label-texts.jsonl"}
+    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=called)
     reader = {"architecture": "transformer", "width": 8, "depth": 1, "heads": 2, "attention": {"kind": "sigmoid"}}
     yield "texts by a transformer", small_job(LABELS, reader, "text-classification", data=TEXTS, export=formats)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
@@ -222,12 +212,14 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     yield "labels of mixed images", small_job(given, kinds.CNN, "multi-label-classification", data=mixed)
     yield "regression of a table", small_job(NUMBERS, MLP, "regression", data=TABLE)
     yield "regression of images", small_job(NUMBERS, kinds.CNN, "regression", data={"train": "numbers"})
-    for name, student in kinds.LAYERED.items():
+    for name, student in LAYERED.items():
         yield name, small_job(LABELS, {**student, **STUDENT[student["architecture"]]})
-    asked = [{"kind": kind, **DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
+    for name, student in kinds.QUANTISED.items():
+        yield name, small_job(LABELS, student, export=None)
+    asked = [{"kind": kind, **kinds.DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
-    data = {"train": "classes", "eval_fraction": 0.7}
+    data = {"train": "classes", "eval_fraction": 0.5}
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
     yield "diagnostics of a classifier", small_job(like_its_teacher, pretrained, data=data, **more)
     given = {"losses": [{"kind": "feature-reconstruction"}, {"kind": "prototype-coherence"}], "epochs": 1}
@@ -241,9 +233,16 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     coded = {**kinds.DECODER, "head": {"kind": "vq-logits", "codes": 8}}
     read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}
     yield "codebook", small_job(taught, coded, "causal-lm", data=read)
+    shared = {**kinds.CNN, "head": {"kind": "vq-logits", "codes": 7}}
+    yield "codebook of classes", small_job(taught, shared, teacher={"model": "vit"}, export=formats)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
+    like |= {"batch_size": 4, "samples_per_class": 2, "hard_negatives": {"pool": 12, "every": 2}}
     yield "vectors of images", small_job(like, kinds.CNN, "image-embedding", embedding={"dimensions": 3})
+    yield (
+        "pairs of images",
+        small_job({"losses": [{"kind": "pair-score"}]}, task="image-embedding", data=kinds.TWO_IMAGES),
+    )
     views: Document = {"losses": [{"kind": "ntxent"}, {"kind": "embedding-distance"}], "pseudo_labels": {"epochs": 2}}
     yield "views of images", small_job(views, kinds.CNN, "self-supervised", embedding={"dimensions": 3})
     mirror = {"kind": "flip", "pairs": [[0, 1]]}
@@ -264,7 +263,8 @@ class Service(NamedTuple):
 
     def addressed(self, job: Document) -> Document:
         """The job with ids in the place of names."""
-        named = {**job, "data": {**job["data"], "train": self.ids[job["data"]["train"]]}}
+        files = {name: self.ids[job["data"][name]] for name in ("train", "label_texts") if name in job["data"]}
+        named = {**job, "data": {**job["data"], **files}}
         if "teacher" in job:
             named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
         if "teachers" in job:
@@ -274,6 +274,9 @@ class Service(NamedTuple):
         if "model" in job["student"].get("encoder", {}):
             encoder = {**job["student"]["encoder"], "model": self.ids[job["student"]["encoder"]["model"]]}
             named["student"] = {**job["student"], "encoder": encoder}
+        if asked := job.get("evaluation", {}).get("diagnostics"):
+            of_files = [{**one, "data": self.ids[one["data"]]} if "data" in one else one for one in asked]
+            named["evaluation"] = {**job["evaluation"], "diagnostics": of_files}
         return named
 
 
@@ -318,9 +321,7 @@ def test_it_succeeds_and_what_it_made_can_be_fetched(
     weights = load_file(service.client.download(job.id, WEIGHTS, tmp_path))
     report = json.loads(service.client.download(job.id, "report.json", tmp_path).read_text())
     assert sum(values.size for values in weights.values()) >= report["student"]["parameters"] > 0
-    ranked, many = job.spec["data"].get("candidate_columns"), (job.spec["data"]["classes"] or 0) > MANY_LABELS
-    wanted = RANKED if ranked else LISTED if many else METRICS[report["task"]]
-    assert wanted <= report["student"].keys()
+    assert expected_metrics(job.spec) <= report["student"].keys()
     assert report["task"] == job.spec["task"]
     taught = [one["name"] for one in job.spec["teachers"] or [job.spec["teacher"]] if one]
     assert list(report["teachers"]) == taught
@@ -365,7 +366,7 @@ def test_a_row_of_a_search_becomes_a_model_of_its_own(service: Service, ended: d
 
 
 def test_together_the_jobs_have_every_method() -> None:
-    assert {"supervised", "on-policy", "sequence-level", *METHOD_JOBS} == set(names(METHODS))
+    assert {"supervised", "on-policy", "sequence-level", "untrained", *METHOD_JOBS} == set(names(METHODS))
 
 
 def test_together_the_jobs_have_every_kind_of_layer() -> None:
@@ -375,6 +376,7 @@ def test_together_the_jobs_have_every_kind_of_layer() -> None:
     ]
     layers = [getattr(student, field, None) for student in students for field in ("norm", "activation", "attention")]
     assert {type(layer) for layer in layers} >= {*NORMS, *ACTIVATIONS, *ATTENTIONS}
+    assert set(kinds.QUANTISED) == set(names(QUANTISATIONS))
 
 
 def test_together_the_jobs_have_every_task_student_and_augmentation() -> None:

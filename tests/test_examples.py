@@ -43,6 +43,7 @@ FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path not in (MET
 BRIEFLY = ("export=[safetensors]", "evaluation.every_epochs=1000")
 TWO_STEPS = ("recipe.max_steps=2",)
 SHORTENED = {"rollback.yaml": ("recipe.epochs=1", "recipe.batch_size=1000", "recipe.schedule.milestones=[0.5]")}
+SHORTENED["convert.yaml"] = ()
 """What shortens an example that takes no `max_steps`."""
 PLAYED = (
     *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
@@ -51,7 +52,7 @@ PLAYED = (
 )
 """Examples that the programs send."""
 MADE_FIRST = (
-    *("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
+    *("teacher.yaml", "vit.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
     *("token-classification-teacher.yaml", "multi-label-teacher.yaml", "adversarial-teacher.yaml"),
     *("image-embedding-teacher.yaml", "self-supervised.yaml"),
 )
@@ -68,6 +69,7 @@ TAUGHT_BY = {
     "image-embedding.yaml": ["image-embedding-teacher.yaml"],
     "self-supervised-classes.yaml": ["self-supervised.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
+    "convert.yaml": ["vit.yaml"],
     "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
     "shakespeare.yaml": ["shakespeare-teacher.yaml"],
@@ -117,6 +119,8 @@ def write_data(folder: Path) -> None:
     for name in ("digits", "faces", "tags"):
         getattr(example(name), f"write_{name}")(folder)
     example("digit_pages").write_pages(folder)
+    persons = example("face_pairs")
+    persons.write_face_pairs(folder, *persons.draw_faces())
     write_images(folder / "images.npz", write_checkpoint(folder / "resnet8.th"))
     example("archives").write_parts(folder / "images.npz", folder, "cifar10")
     for name, rows in (("sst2.tsv.gz", 200), ("sst2-dev.tsv.gz", 40)):
@@ -346,6 +350,23 @@ def test_photographs_take_the_place_of_drawn_faces(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "faces.py", tmp_path, "--photographs", tmp_path / "mine.npz"]
     subprocess.run(command, check=True, capture_output=True)
     assert np.load(tmp_path / "faces.npz")["y"].shape == (3, 5, 2)
+
+
+def test_photographs_of_persons_take_the_place_of_drawn_ones(tmp_path: Path) -> None:
+    pictures = np.arange(8 * 16, dtype=np.uint8).reshape(8, 4, 4)
+    persons = np.array([3, 3, 5, 5, 5, 9, 9, 7])
+    arrays = {f"x_{part}": pictures for part in ("train", "test")} | {
+        f"person_{part}": persons for part in ("train", "test")
+    }
+    np.savez(tmp_path / "mine.npz", **arrays)
+    command = [sys.executable, EXAMPLES / "face_pairs.py", tmp_path, "--photographs", tmp_path / "mine.npz"]
+    subprocess.run(command, check=True, capture_output=True)
+    pairs = np.load(tmp_path / "face-pairs-test.npz")
+    one, other = (pairs[name][:, 0, 0] // 16 for name in ("x", "other"))
+    assert (one != other).all()
+    assert np.array_equal(persons[one] == persons[other], pairs["y"] == 1)
+    assert pairs["y"].mean() == 0.5
+    assert np.array_equal(np.load(tmp_path / "face-persons.npz")["y"], persons)
 
 
 def test_together_they_show_everything_that_a_job_can_choose() -> None:

@@ -22,6 +22,7 @@ from app.recipe.optimizers import OPTIMIZERS, SCHEDULES
 from app.recipe.students.architectures import STUDENTS
 from app.recipe.students.heads import HEADS
 from app.recipe.students.layers import ACTIVATIONS, ATTENTIONS, NORMS
+from app.recipe.students.quantisation import QUANTISATIONS
 from app.recipe.tasks import tasks_for
 from app.recipe.teachers.cache import TEACHER_CACHES
 
@@ -36,6 +37,7 @@ Group = Literal[
     "activations",
     "attentions",
     "heads",
+    "quantisations",
     "formats",
     "augmentations",
     "tokenizers",
@@ -54,6 +56,7 @@ GROUPS: dict[Group, tuple[type[Spec], ...]] = {
     "activations": ACTIVATIONS,
     "attentions": ATTENTIONS,
     "heads": HEADS,
+    "quantisations": QUANTISATIONS,
     "formats": FORMATS,
     "augmentations": AUGMENTATIONS,
     "tokenizers": TOKENIZERS,

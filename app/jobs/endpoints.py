@@ -81,13 +81,16 @@ async def create_job(
     services: ServicesDep, caller: Writer, spec: JobSpec, response: Response, idempotency_key: IdempotencyHeader = None
 ) -> JobView:
     """Submit a job. With an `Idempotency-Key`, a repeated request returns the same job."""
-    idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json())
+    idempotent = idempotency_of(
+        services.settings.idempotency_seconds, idempotency_key, "create", spec.model_dump_json()
+    )
     outside = services.settings.outside
     job = await service.create(services.database, caller.project_id, spec, idempotent, outside=outside)
     return _created(job, response)
 
 
-def _idempotency(keep_seconds: float, key: str | None, *request: str) -> Idempotency | None:
+def idempotency_of(keep_seconds: float, key: str | None, *request: str) -> Idempotency | None:
+    """The key of a request that makes a job; none: it has none."""
     return Idempotency(key, fingerprint(*request), keep_seconds) if key is not None else None
 
 
@@ -249,7 +252,7 @@ async def clone_job(
     """Submit a copy of a resolved job, seed included, with the given fields replaced."""
     overrides = overrides or CloneOverrides()
     changes = overrides.model_dump_json(exclude_unset=True)
-    idempotent = _idempotency(services.settings.idempotency_seconds, idempotency_key, "clone", job_id, changes)
+    idempotent = idempotency_of(services.settings.idempotency_seconds, idempotency_key, "clone", job_id, changes)
     async with services.database.read() as session:
         original = await service.get(session, caller.project_id, job_id)
     spec = service.cloned(JobSpec.model_validate(original.spec), overrides)

@@ -13,7 +13,7 @@ from app.models.tables import ModelRow
 async def input_files(session: AsyncSession, lease: Lease) -> dict[str, list[StoredFile]]:
     """The files behind every reference of the spec: one for a data file, the bundle for a model."""
     staged: dict[str, list[StoredFile]] = {}
-    for reference in set(lease.spec.data.files.values()):
+    for reference in set(lease.spec.files.values()):
         file = await session.scalar(
             select(FileRow).where(FileRow.id == reference, FileRow.project_id == lease.project_id)
         )

@@ -70,28 +70,30 @@ async def succeed(
     session: AsyncSession,
     lease: Lease,
     artifacts: list[StoredFile],
-    config: ModelConfig,
+    config: ModelConfig | None,
     parameters: int,
     report: dict[str, Any],
-) -> str:
-    """Publish the artifacts and the model, and end the job; returns the model's id."""
-    model_id = new_id("model")
+) -> str | None:
+    """Publish the artifacts and the model that `config` describes, and end the job; returns the model's id. None: the
+    job trained none."""
+    model_id = new_id("model") if config is not None else None
     job = await fenced(session, lease, lifecycle.SUCCEED, "succeeded", model_id=model_id, result=summary(report))
     for artifact in artifacts:
         row = {"id": new_id("art"), "job_id": job.id, "attempt": lease.attempt, "token": lease.token}
         session.add(ArtifactRow(**row, **asdict(artifact), created_at=now()))
-    session.add(
-        ModelRow(
-            id=model_id,
-            project_id=job.project_id,
-            name=job.name,
-            job_id=job.id,
-            teacher_id=lease.spec.all_teachers[0].model if lease.spec.all_teachers else None,
-            config=config.model_dump(mode="json"),
-            parameters=parameters,
-            report=report,
-            files=[asdict(artifact) for artifact in artifacts],
-            created_at=now(),
+    if config is not None:
+        session.add(
+            ModelRow(
+                id=model_id,
+                project_id=job.project_id,
+                name=job.name,
+                job_id=job.id,
+                teacher_id=lease.spec.all_teachers[0].model if lease.spec.all_teachers else None,
+                config=config.model_dump(mode="json"),
+                parameters=parameters,
+                report=report,
+                files=[asdict(artifact) for artifact in artifacts],
+                created_at=now(),
+            )
         )
-    )
     return model_id

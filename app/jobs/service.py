@@ -117,8 +117,10 @@ async def input_facts(
     held_out = None
     if spec.data.eval is not None:
         held_out = await _data_file(session, project_id, "data.eval", spec, problems)
-    if "data.corpus" in spec.data.files:
-        await _data_file(session, project_id, "data.corpus", spec, problems)
+    for param in (f"data.{name}" for name in spec.data.further_files):
+        if param in spec.data.files:
+            await _data_file(session, project_id, param, spec, problems)
+    further = {param: await _data_file(session, project_id, param, spec, problems) for param in spec.diagnostic_files}
     for path, origin in spec.origins.items():
         problems += [Problem(f"{path}.{field}", *wrong) for field, *wrong in outside.wrong(origin)]
     found = {
@@ -127,7 +129,8 @@ async def input_facts(
         if origin.model is not None
     }
     teachers = {reference: config for reference, config in found.items() if config is not None}
-    return problems, InputFacts(train=train, eval=held_out, teachers=teachers)
+    known = {param: facts for param, facts in further.items() if facts is not None}
+    return problems, InputFacts(train=train, eval=held_out, teachers=teachers, further=known)
 
 
 async def _data_file(

@@ -108,6 +108,8 @@ class TaskOption(Option):
     """Kinds of output that it supports."""
     reads: ClassVar[tuple[InputKind, ...]] = ("images", "table", "texts")
     """Kinds of input that it supports."""
+    of_samples: ClassVar[bool] = False
+    """Whether it needs a single row of outputs for each sample."""
     without_labels: ClassVar[bool] = False
     """Whether it is only for tasks that learn from samples without labels."""
 

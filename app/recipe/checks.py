@@ -28,6 +28,7 @@ from app.recipe.recipe_rules import recipe_problems
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.rules import start_problems, student_problems
 from app.recipe.students.search_rules import search_problems
+from app.recipe.tasks.many_labels import many_label_problems
 from app.recipe.teachers.rules import cache_problems, teacher_problems, teaching_problems, tokenizer_problems
 
 
@@ -39,6 +40,8 @@ class InputFacts:
     eval: Known | None = None
     teachers: Mapping[str, ModelConfig] = field(default_factory=dict)
     """Descriptions of teachers, and of a student that starts as a stored model, by their reference."""
+    further: Mapping[str, Known] = field(default_factory=dict)
+    """Facts about files of diagnostics, by the field that names each."""
 
 
 def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Problem]:
@@ -46,10 +49,11 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
     problems: list[Problem] = []
     train = _samples(job, facts.train, "data.train", problems)
     held_out = _samples(job, facts.eval, "data.eval", problems)
+    further = {param: _samples(job, known, param, problems) for param, known in facts.further.items()}
     given, models = (train.input if train else None), facts.teachers
     return [
         *problems,
-        *sample_problems(job.data, train, held_out),
+        *sample_problems(job.data, train, {"data.eval": held_out, **further}),
         *data_problems(job.data, job.task_spec, train),
         *teaching_problems(job),
         *teacher_problems(job, models, train),
@@ -62,6 +66,7 @@ def find_problems(job: JobSpec, facts: InputFacts = InputFacts()) -> list[Proble
         *module_problems(job, models),
         *optimizer_problems(job),
         *evaluation_problems(job),
+        *many_label_problems(job, models, train),
         *tokenizer_problems(job),
         *recipe_problems(job),
         *method_problems(job),

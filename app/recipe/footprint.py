@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
+from app.recipe.cost import known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
 from app.recipe.students.architectures import (
@@ -21,12 +21,13 @@ from app.recipe.students.architectures import (
     TextTransformer,
     Transformers,
     Vit,
+    codebook_of,
 )
-from app.recipe.students.heads import VqLogits
 from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import FeatureShape
 from app.recipe.students.shrink import ENCODERS, all_heads
+from app.recipe.tally import Cost
 from app.recipe.tasks.base import CLASS_BYTES
 
 MB = 2**20
@@ -98,7 +99,10 @@ def network_costs(
         (learning if name == job.trained_teacher else fixed).append(cost)
     learning += [rough_cost(other, sample, outputs) for other in method.networks().values()]
     learning += [student] * method.same_networks
-    labels = _label_cost(network, sample, outputs) if isinstance(network, DualEncoder) else None
+    labels = None
+    if isinstance(network, DualEncoder):
+        given = job.student.labels_per_step if isinstance(job.student, DualEncoder) else None
+        labels = _label_cost(network, sample, min(outputs, given or outputs))
     known, learners = known_costs(fixed), known_costs(learning)
     return None if known is None or learners is None else NetworkCosts(student, known, learners, labels)
 
@@ -133,11 +137,10 @@ def _of_the_library(network: Transformers, sample: Input, outputs: int) -> Cost:
     depth, width, _, hidden = encoder.sizes(network.config)
     tokens, vocabulary = _tokens(network, sample)
     matrices = depth * (2 * width * heads.size * (heads.of + heads.of_shared) + (2 + encoder.gated) * width * hidden)
-    rows = network.head.codes if isinstance(network.head, VqLogits) else vocabulary
-    head = rows * width if network.decodes else outputs * width
+    head = network.head.rows(vocabulary if network.decodes else outputs) * width
     kept = depth * tokens * (8 * width + (2 + encoder.gated) * hidden)
     flops = 2 * matrices * tokens + 4 * depth * tokens * tokens * width + 2 * head * (tokens if network.decodes else 1)
-    tied = network.decodes and not isinstance(network.head, VqLogits)
+    tied = network.decodes and codebook_of(network) is None
     parameters = matrices + vocabulary * width + (0 if tied else head)
     return Cost(parameters, flops, kept, tokens * max(hidden, 3 * width), matrices)
 
@@ -152,7 +155,7 @@ def _with_labels(network: DualEncoder, sample: Input, labels: int) -> Cost | Non
 
 
 def _label_cost(network: DualEncoder, sample: Input, labels: int) -> StepCost | None:
-    """Cost of encoding the texts of all labels in a step; none if it is unknown."""
+    """Cost of encoding the texts of so many labels in a step; none if it is unknown."""
     assert isinstance(network.encoder, Transformers)  # as above
     assert isinstance(sample, TextInput)  # the rules refuse others
     one = rough_cost(network.encoder, sample.model_copy(update={"length": min(sample.length, LABEL_TOKENS)}), 0)

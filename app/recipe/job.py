@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from app.recipe.base import Positive, Spec
 from app.recipe.card import Card
+from app.recipe.data.hard_negatives import HardNegatives
 from app.recipe.data.pseudo_labels import PseudoLabels
 from app.recipe.data.sources import AnyData, Table
 from app.recipe.diagnostics import Diagnostic
@@ -34,7 +35,7 @@ RequiredMetrics = Annotated[dict[str, Annotated[float, Field(allow_inf_nan=False
 Queue = Literal["any", "cpu", "gpu"]
 Sharding = Literal["none", "fsdp"]
 PointNumber = Annotated[int, Field(ge=0, le=32_767)]
-ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export"]
+ExportFormat = Literal["safetensors", "onnx", "onnx-int8", "torch-export", "integer", "spiking"]
 
 
 def _go_together(formats: list[str]) -> list[str]:
@@ -89,6 +90,9 @@ class Recipe(Spec):
     """For image-embedding: batches of `batch_size / samples_per_class` classes with so many samples of each, drawn from
     the seed; all classes are equally frequent, and in an epoch, as long as without it, a sample may appear several
     times or not at all. None: each sample once, in a random order."""
+    hard_negatives: HardNegatives | None = None
+    """For batches by class (`samples_per_class`): their classes are such as the student confuses. None: classes take
+    turns at random."""
     pseudo_labels: PseudoLabels | None = None
     """For self-supervised with `ntxent`: batches without two images of one pseudo label; none: random batches."""
     accumulate: int = Field(1, ge=1, le=1024)
@@ -315,10 +319,24 @@ class JobSpec(Spec):
         return f"{self.start_path}.{self.student_origin.source}" if self.student_origin else self.start_path
 
     @property
+    def files(self) -> dict[str, str]:
+        """Files of samples, by the path of the field that names them."""
+        return self.data.files | self.diagnostic_files
+
+    @property
+    def diagnostic_files(self) -> dict[str, str]:
+        """Those that diagnostics name."""
+        return {
+            f"evaluation.diagnostics[{index}].{name}": reference
+            for index, diagnostic in enumerate(self.evaluation.diagnostics)
+            for name, reference in diagnostic.files.items()
+        }
+
+    @property
     def references(self) -> dict[str, str]:
         """Inputs that are stored in the service, by the path of the field that names them."""
         models = {f"{path}.{origin.source}": origin.model for path, origin in self.origins.items()}
-        return self.data.files | {param: reference for param, reference in models.items() if reference is not None}
+        return self.files | {param: reference for param, reference in models.items() if reference is not None}
 
     def teacher_path(self, index: int) -> str:
         """Path of the field that describes a teacher."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from app.recipe.cost import Cost
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec, Recipe
+from app.recipe.tally import Cost
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""
@@ -95,7 +95,7 @@ def plan_training(recipe: Recipe, train_samples: int) -> TrainingPlan:
     """Lay out `recipe` over `train_samples` samples (after the hold-out)."""
     steps_per_epoch = -(-train_samples // recipe.batch_size)
     lengths = [steps_per_epoch * stage.epochs for stage in recipe.all_stages]
-    lengths[-1] = min(lengths[-1], recipe.max_steps or lengths[-1])
+    lengths[-1] = min(lengths[-1], recipe.max_steps or lengths[-1]) if recipe.method.trains else 0
     starts = accumulate(lengths, initial=0)
     stages = tuple(StagePlan(first, steps, steps_per_epoch) for first, steps in zip(starts, lengths, strict=False))
     return TrainingPlan(train_samples, recipe.batch_size, steps_per_epoch, stages)
@@ -122,15 +122,15 @@ def held_out_count(data: Data, train: SampleFacts | None, held_out: SampleFacts 
     return split_counts(data, train.count)[1] if train else None
 
 
-def training_flops(plan: TrainingPlan, recipe: Recipe, costs: NetworkCosts) -> int:
+def training_flops(plan: TrainingPlan, recipe: Recipe, costs: NetworkCosts, rows_per_sample: int = 1) -> int:
     """Floating-point operations of the whole training: a sample takes as many forward passes of each network that is
     trained as the method says, and one of each teacher; a backward pass counts twice. Labels are encoded for every
-    micro-batch."""
+    micro-batch. `rows_per_sample`: see `TaskSpec.rows_per_sample`."""
     trained = costs.student.training_flops(recipe.method.passes(recipe))
     trained += recipe.method.learner_passes(recipe) * sum(learner.flops for learner in costs.learners)
     per_sample = trained + sum(teacher.flops for teacher in costs.teachers)
     of_labels = costs.labels.flops * recipe.accumulate * plan.total_steps if costs.labels else 0
-    return per_sample * recipe.views * plan.samples_until(plan.total_steps) + of_labels
+    return per_sample * rows_per_sample * recipe.views * plan.samples_until(plan.total_steps) + of_labels
 
 
 def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def model_memory(job: JobSpec, costs: NetworkCosts, samples: int) -> tuple[int, 
         weights += network.frozen_parameters * (copies - 1)
     of_learners = [learner.activations for learner in costs.learners]
     elements = max([elements, *of_learners]) if recipe.method.learns_in_turn else sum(of_learners, elements)
-    micro_batch *= recipe.views
+    micro_batch *= recipe.views * job.task_spec.rows_per_sample(job.data)
     elements = micro_batch * elements + (costs.labels.elements if costs.labels else 0)
     activations = elements * (2 if recipe.precision == "bf16" else 4)
     for teacher in costs.teachers:

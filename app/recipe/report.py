@@ -8,8 +8,9 @@ from typing import Any
 from app.recipe.tasks import TASKS
 
 ONNX, INT8, PROGRAM = "model.onnx", "model.int8.onnx", "model.pt2"
-GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM}
-"""Files of the graphs, by their key in the report's figures of the student."""
+INTEGER, SPIKING = "model.integer.npz", "model.spiking.npz"
+GRAPHS = {"onnx": ONNX, "onnx_int8": INT8, "torch_export": PROGRAM, "integer": INTEGER, "spiking": SPIKING}
+"""Files of the graphs and of the models for NumPy, by their key in the report's figures of the student."""
 Figures = Mapping[str, Any]
 MAIN_METRICS = {
     name: spec.main_metric.higher_is_better
@@ -55,6 +56,7 @@ def columns(report: Figures) -> dict[str, Figures]:
         "best epoch": epochs.get("best"),
         "model.safetensors": student,
         **{file: student.get(key) for key, file in GRAPHS.items()},
+        "float32": (report.get("quantisation") or {}).get("float"),
     }
     return {title: figures for title, figures in found.items() if figures}
 

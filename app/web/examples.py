@@ -169,6 +169,11 @@ BODIES: dict[str, Any] = {
     "Completion": {"sha256": SHA256},
     "ModelRequest": {"file": FILE, "config": CONFIG, "name": "digits"},
     "ExtractRequest": {"row": 12, "name": "smaller encoder"},
+    "DiagnosisRequest": {
+        "data": {"train": FILE, "eval": FILE},
+        "evaluation": {"diagnostics": [{"kind": "mahalanobis"}, {"kind": "hessian", "samples": 512}]},
+        "name": "digits, diagnosed",
+    },
     "KeyRequest": {"name": "nightly jobs", "scopes": ["read", "write"], "expires_in_seconds": 2_592_000.0},
 }
 """Bodies of requests, by the name of their schema."""

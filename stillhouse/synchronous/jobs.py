@@ -70,6 +70,31 @@ class JobsApi(FilesApi):
         body = self.upload_data(spec, folder=folder)
         return self._one(Job, "POST", "/v1/jobs", json=body, headers=idempotency(idempotency_key))
 
+    def diagnose(
+        self, model_id: str, wanted: Document, *, folder: Path = HERE, idempotency_key: str | None = None
+    ) -> Job:
+        """Run diagnostics of a stored model, as a job that trains nothing; its artifacts are the report and its
+        pictures.
+
+        Args:
+            model_id: The model.
+            wanted: `data` and `evaluation` as in a job, the latter with its `diagnostics`; optionally `teachers`,
+                `task`, `name`, `labels`, `resources` and `seed`. Data is uploaded as by `submit`.
+            folder: Folder that the paths are relative to.
+            idempotency_key: Name of this request, as of `submit`.
+
+        Returns:
+            The job, queued.
+
+        Raises:
+            BadRequest: A path does not exist, or a folder can't be packed.
+            TransferError: An upload was interrupted.
+            ServiceError: The job is not valid (422); `errors` lists every invalid field.
+        """
+        body = self.upload_data(wanted, folder=folder)
+        address = resource("models", model_id, "diagnostics")
+        return self._one(Job, "POST", address, json=body, headers=idempotency(idempotency_key))
+
     def validate(self, spec: Document, *, folder: Path = HERE) -> Validation:
         """Validate a job without creating it; data is uploaded as by `submit`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Case:
     hyper: dict[str, Any]
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
+    path: Path = HERE
+    """The file."""
 
 
 class UnknownLayout(ValueError):
@@ -45,7 +47,8 @@ def read_cases(path: Path) -> list[Case]:
     with np.load(path, allow_pickle=False) as archive:
         meta = _meta(archive)
         read = _of_maps if isinstance(meta["cases"], list) else _of_prefixes
-        return list(read(archive, meta["cases"], _method(meta, path)))
+        found = read(archive, meta["cases"], _method(meta, path))
+        return [replace(case, path=path) for case in found]
 
 
 def _meta(archive: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from app.recipe.losses import Cfcd, Loss, NormFace, Unpg
+from app.recipe.losses import Cfcd, CfcdLocal, Loss, NormFace, Unpg
+from app.recipe.losses.taps import Tap
 from tests.golden import Case, NothingToCompare
 from tests.golden.comparison import Comparison
 from worker.losses.builder import LossBuilder
@@ -19,10 +20,10 @@ from worker.losses.class_vectors import (
     cosines_with,
     madacos,
     madacos_logits,
-    negative_pairs,
-    within_whiskers,
 )
+from worker.losses.features.local_mining import LocalFeatures, Tuples, matches, mined
 from worker.losses.objective import TOTAL, BatchOutputs, Objective
+from worker.losses.unpg import count_of_pairs, pair_parts, whiskers_of
 
 
 def normface(case: Case) -> Iterator[Comparison]:
@@ -51,17 +52,24 @@ def unpg(case: Case) -> Iterator[Comparison]:
     yield Comparison("unpg", "loss", loss, case.outputs["loss"])
     for name, found in zip(("grad_x", "grad_W"), gradients, strict=True):
         yield Comparison("unpg", name, found, case.outputs[name], is_gradient=True)
-    negatives = negative_pairs(inputs["x"], inputs["y"])
-    kept = negatives[within_whiskers(negatives, hyper["wisk"])].sort().values
+    labels, directions = inputs["y"], F.normalize(inputs["x"], dim=-1)
+    rows = directions, labels, torch.ones_like(labels, dtype=torch.bool)
+    negatives = torch.cat([part.cosines[part.counted] for part in pair_parts(*rows)])
+    whiskers = whiskers_of(*rows, count_of_pairs(*rows[1:]), hyper["wisk"])
+    kept = negatives[whiskers.hold(negatives)].sort().values
     yield Comparison("unpg", "sn_all", negatives.sort().values, case.outputs["sn_all"].sort().values)
     yield Comparison("unpg", "sn_kept_sorted", kept, case.outputs["sn_kept_sorted"])
 
 
 def cfcd(case: Case) -> Iterator[Comparison]:
-    """From cosines on; in evaluation there is no margin. Raises NothingToCompare for other parts of CFCD."""
+    """MadaCos from cosines on, in evaluation without a margin, and local mining. Raises NothingToCompare for curricular
+    margins."""
     inputs, hyper, outputs = case.inputs, case.hyper, case.outputs
+    if "lowe_ratio" in hyper:
+        yield from _local_mining(case)
+        return
     if "method_B" not in hyper:
-        raise NothingToCompare("no MadaCos; curricular margins and local descriptors are not computed here")
+        raise NothingToCompare("curricular margins are not computed here")
     spec = Cfcd(alpha=hyper["alpha"], mass=hyper["method_B"], most_scale=1e6)
     cosines, labels = inputs["cos"].clone().requires_grad_(), inputs["y"]
     batch = madacos(spec, cosines.detach(), labels)
@@ -74,6 +82,24 @@ def cfcd(case: Case) -> Iterator[Comparison]:
     for name, value in found.items():
         yield Comparison("cfcd", name, value.reshape(outputs[name].shape), outputs[name])
     yield Comparison("cfcd", "grad_cos", gradient, outputs["grad_cos"], is_gradient=True)
+
+
+def _local_mining(case: Case) -> Iterator[Comparison]:
+    """A tuple of a query, its positive, and negatives, whose features have any length."""
+    inputs, hyper = case.inputs, case.hyper
+    spec = CfcdLocal(feature=Tap(path="map"), margin=hyper["margin"], ratio=hyper["lowe_ratio"])
+    features = inputs["features"].clone().requires_grad_()
+    local = LocalFeatures(F.normalize(features, dim=-1), inputs["attention"])
+    query, positive = local.vectors[:1], LocalFeatures(*(part[1:2] for part in local))
+    negatives = torch.arange(2, len(features)).unsqueeze(0)
+    found = Tuples(torch.tensor([1]), negatives, torch.ones_like(negatives, dtype=torch.bool))
+    matched, partner = matches(query.detach(), positive, spec.ratio)
+    loss = hyper["weight"] * mined(query, positive, local.vectors, found, spec).sum()
+    (gradient,) = torch.autograd.grad(loss, features)
+    places = {"query_idx": matched[0].nonzero().squeeze(1), "pos_idx": partner[matched]}
+    for name, value in {**places, "loss": loss.detach()}.items():
+        yield Comparison("cfcd", name, value.double(), case.outputs[name].double())
+    yield Comparison("cfcd", "grad_features", gradient, case.outputs["grad_features"], is_gradient=True)
 
 
 def through_objective(spec: Loss, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

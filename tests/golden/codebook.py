@@ -12,11 +12,26 @@ from tests.golden import Case
 from tests.golden.comparison import Comparison
 from worker.clustering import k_means
 from worker.losses.builder import LossBuilder
-from worker.losses.objective import TOTAL, BatchOutputs
+from worker.losses.objective import TOTAL, BatchOutputs, Objective
 from worker.losses.tokens import TokenObjective
 from worker.outputs import HiddenStates, TeacherSignal
 
 KIND = "vq-logits"
+
+
+def _of_classes(case: Case, term: Loss) -> Iterator[Comparison]:
+    """The same with a classifier's logits of codes, every token as a sample."""
+    hidden, codebook = (case.inputs[name].clone().requires_grad_() for name in ("h", "codebook"))
+    codes, taught = case.inputs["mapping"], case.inputs.get("teacher_logits")
+    signals = {} if taught is None else {"teacher": TeacherSignal(taught.flatten(0, 1))}
+    logits = hidden.flatten(0, 1) @ codebook.T
+    labels = case.inputs["targets"].flatten() if taught is None else torch.zeros(len(logits), dtype=torch.int64)
+    builder = LossBuilder({}, {}, len(codes), codes=codes.long())
+    whole = Objective([term], builder, [Teacher(model="teacher", name="teacher")])
+    loss = whole(BatchOutputs(logits, labels, signals), whole.count(labels))[TOTAL]
+    yield Comparison(KIND, "classes: loss", loss.detach(), case.outputs["loss"])
+    for name, found in zip(("grad_h", "grad_codebook"), torch.autograd.grad(loss, (hidden, codebook)), strict=True):
+        yield Comparison(KIND, f"classes: {name}", found, case.outputs[name], is_gradient=True)
 
 
 def vq_logits(case: Case) -> Iterator[Comparison]:
@@ -39,6 +54,7 @@ def vq_logits(case: Case) -> Iterator[Comparison]:
     yield Comparison(KIND, "loss", loss.detach(), case.outputs["loss"])
     for name, found in zip(("grad_h", "grad_codebook"), torch.autograd.grad(loss, (hidden, codebook)), strict=True):
         yield Comparison(KIND, name, found, case.outputs[name], is_gradient=True)
+    yield from _of_classes(case, term)
     if "vocab_logits" in case.outputs:
         logits = student.logits(slice(None)).detach()
         yield Comparison(

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from tests.golden import Case
 from tests.golden.comparison import Comparison
+from worker.diagnostics.features import LabelledFeatures
+from worker.diagnostics.linear_evaluation import logistic_regression
 from worker.students.heads.nb_diag import ClassMoments, linear_form
 
 KIND = "nb-diag"
+SOLVED = 1e-4
+"""Of the logistic regression, whose solver is iterative."""
 
 
 def naive_bayes(case: Case) -> Iterator[Comparison]:
@@ -32,3 +38,13 @@ def naive_bayes(case: Case) -> Iterator[Comparison]:
         if case.name != "const_feature":  # whose least variance is larger here
             found = scores - shares.log()
             yield Comparison(KIND, "loglik", found - found[:, :1], likelihoods - likelihoods[:, :1])
+    yield from _logistic(case)
+
+
+def _logistic(case: Case) -> Iterator[Comparison]:
+    model = logistic_regression(LabelledFeatures(case.inputs["X"], case.inputs["y"].long()), 1.0, 1000)
+    found = {"lr_coef": model.coef_, "lr_intercept": model.intercept_}
+    found["lr_proba"] = model.predict_proba(case.inputs["X_test"].numpy())
+    for name, values in found.items():
+        expected = case.outputs[name]
+        yield Comparison("linear-evaluation", name, torch.from_numpy(values), expected, small=1.0, within=SOLVED)

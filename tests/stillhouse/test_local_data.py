@@ -117,3 +117,15 @@ def test_the_python_client_sends_local_data_too(client: Client, data_file: Path)
     assert client.validate(job_document(str(data_file))).valid
     with pytest.raises(BadRequest, match=r"data\.train: there is no file"):
         client.submit(job_document("nowhere.npz"))
+
+
+def test_the_files_of_diagnostics_are_sent_too(pets: Path, tmp_path: Path) -> None:
+    (tmp_path / "noise.npz").write_bytes(b"noise")
+    diagnostics = [{"kind": "calibration"}, {"kind": "mahalanobis", "data": "noise.npz"}]
+    document = {**job_document("file_0"), "evaluation": {"diagnostics": diagnostics}}
+    found = find(document, tmp_path, tmp_path)
+    (field,) = found.files
+    assert field == "evaluation.diagnostics[1].data"
+    sent = found.replaced({field: "file_1"})
+    assert sent["evaluation"]["diagnostics"] == [diagnostics[0], {"kind": "mahalanobis", "data": "file_1"}]
+    assert sent["data"] == document["data"]

@@ -29,7 +29,7 @@ def provenance(assignment: Assignment, folder: Path) -> dict[str, dict[str, Any]
     """
     job, sources = assignment.spec, assignment.sources
     inputs = {reference: folder / path for reference, path in assignment.inputs.items()}
-    found = {path: _of_data(reference, inputs[reference], sources) for path, reference in job.data.files.items()}
+    found = {path: _of_data(reference, inputs[reference], sources) for path, reference in job.files.items()}
     return found | {path: _of_model(origin, inputs[origin.reference], sources) for path, origin in job.origins.items()}
 
 

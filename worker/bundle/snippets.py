@@ -5,13 +5,16 @@ They run without changes, on samples that they create: raw pixels, rows of a tab
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 from app.recipe.job import JobSpec
-from app.recipe.report import INT8, ONNX, PROGRAM
-from app.recipe.students.architectures import Timm, Transformers
+from app.recipe.report import INT8, INTEGER, ONNX, PROGRAM, SPIKING
+from app.recipe.students.architectures import Timm, opens_in_a_library
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
+from worker.bundle import integer_reader, spiking_reader
 from worker.students.weights import WEIGHTS
 from worker.tasks.card import TaskCard
 
@@ -20,6 +23,8 @@ LABELS = "id2label"
 LABELS_FILE = f"{LABELS}.json"
 
 
+TYPES = re.compile(r": (?:Any|Array|int|list\[Array\])(?=[,)])| -> .*(?=:$)", re.MULTILINE)
+"""Annotations of the functions that read files with NumPy, which a program does without."""
 Writer = Callable[[TaskCard, JobSpec, ModelConfig], str]
 
 
@@ -34,6 +39,7 @@ def snippets(card: TaskCard, job: JobSpec, config: ModelConfig, files: list[str]
     """A program for each of the bundle's `files` that can be loaded, in this order."""
     writers: dict[str, Writer] = {WEIGHTS: _weights, PROGRAM: _program}
     writers |= {name: _session(name) for name in (ONNX, INT8)}
+    writers |= {INTEGER: _integers, SPIKING: _spikes}
     return [Snippet(name, writers[name](card, job, config)) for name in files if name in writers]
 
 
@@ -43,7 +49,7 @@ def _weights(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
         return card.weights_program
     if isinstance(config.architecture, Timm):
         return _timm(card, job, config)
-    if not isinstance(config.architecture, Transformers):
+    if not opens_in_a_library(config.architecture):
         return TENSORS
     kind = card.auto_class(config)
     head = f"from transformers import {kind}" + (", AutoTokenizer" if _reads_text(config) else "")
@@ -93,6 +99,33 @@ def _session(file: str) -> Writer:
         return "\n".join(lines)
 
     return write
+
+
+def _integers(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
+    call = f"{output_name(config)} = predict(file, samples)"
+    return _numpy_program(card, job, config, INTEGER, call, integer_reader.predict)
+
+
+def _spikes(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:
+    call = f'{output_name(config)}, spikes = predict(file, samples, int(file["steps"]))'
+    parts = (spiking_reader.simulate, spiking_reader.read_weights, spiking_reader.predict)
+    return _numpy_program(card, job, config, SPIKING, call, *parts)
+
+
+def _numpy_program(
+    card: TaskCard, job: JobSpec, config: ModelConfig, file: str, call: str, *functions: Callable[..., object]
+) -> str:
+    """A program of the functions with which this project itself reads the file, which need nothing but NumPy."""
+    sources = [TYPES.sub("", inspect.getsource(function)) for function in functions]
+    lines = [
+        "import numpy as np",
+        *(f"\n\n{source}" for source in sources),
+        f'\nfile = dict(np.load("{file}"))',
+        *_samples(card, job, config, "np"),
+        call,
+        *_printed(card, config, "np", "str(number)"),
+    ]
+    return "\n".join(lines)
 
 
 def _program(card: TaskCard, job: JobSpec, config: ModelConfig) -> str:

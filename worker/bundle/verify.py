@@ -14,9 +14,15 @@ TOLERANCE = 1e-4
 output or to 1. In float32 other orders of summation were measured to differ by some 1e-6."""
 
 
-def require_same(name: str, exported: Tensor, live: Tensor) -> None:
-    """Raise SystemFault (`export_mismatch`) if the outputs (N, C) float32 of an exported file exceed the tolerance."""
-    allowed = allowed_difference(live)
+QUANTISED_TOLERANCE = 0.05
+"""The same for the graph of a quantised student. Another order of summation may move a value across the boundary of two
+codes, and so by a whole step: of 7 architectures some samples in a hundred were measured to differ, by at most 0.01 of
+the largest output or of 1, and the mean by some 1e-5."""
+
+
+def require_same(name: str, exported: Tensor, live: Tensor, allowed: float) -> None:
+    """Raise SystemFault (`export_mismatch`) if the outputs (N, C) float32 of an exported file differ by more than
+    `allowed`."""
     worst = float((exported - live).abs().max())
     if not worst <= allowed:
         raise SystemFault(
@@ -42,6 +48,6 @@ def require_same_metrics(name: str, exported: Metrics, live: Metrics, slacks: It
             raise SystemFault("export_mismatch", f"{name} has {found}")
 
 
-def allowed_difference(live: Tensor) -> float:
+def allowed_difference(live: Tensor, tolerance: float = TOLERANCE) -> float:
     """Largest difference to the live model's outputs (N, C) float32 that another order of summation may explain."""
-    return TOLERANCE * max(1.0, float(live.abs().max()))
+    return tolerance * max(1.0, float(live.abs().max()))

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from app.recipe.job import ExportFormat, JobSpec
 from app.recipe.plan import TrainingPlan
-from app.recipe.report import INT8, ONNX, PROGRAM
+from app.recipe.report import INT8, INTEGER, ONNX, PROGRAM, SPIKING
 from app.recipe.students.exports import TOO_LARGE, exports_of, is_too_large
 from app.recipe.students.model import DESCRIPTIONS
 from app.recipe.students.sentence_folder import FILES as FOLDER
 from worker.bundle import export
 from worker.bundle.card import model_card
 from worker.bundle.curves import draw_curves
+from worker.bundle.integer import export_integer
+from worker.bundle.quantisation import graph_tolerance, quantisation_figures, quantisation_of
 from worker.bundle.report import Report, class_figures, epochs_figures, origin_figures, train_figures
-from worker.bundle.verify import allowed_difference, require_finite, require_same, require_same_metrics
+from worker.bundle.spiking import export_spiking
+from worker.bundle.verify import TOLERANCE, allowed_difference, require_finite, require_same, require_same_metrics
 from worker.data.batches import Batch
 from worker.data.library_tokenizers import FILE, SETTINGS
 from worker.data.tokens import TextTokenizer
@@ -87,6 +91,10 @@ class TrainedJob(NamedTuple):
     """Shares of the student's tokens that are aligned with those of these teachers, by name."""
     write_further: Callable[[Path], Sequence[str]] = lambda folder: ()
     """Writes files of the training method into the bundle, and returns their names."""
+    train: Batch | None = None
+    """Training samples, for diagnostics; none: they are not given."""
+    further: Mapping[str, Batch] = {}
+    """Samples of the files of diagnostics, by the field that names each."""
     warnings: Sequence[Figures] = ()
     """Warnings of the job: `code` and `message` of each."""
 
@@ -106,6 +114,8 @@ class _Graph(NamedTuple):
 GRAPHS: dict[ExportFormat, _Graph] = {
     "onnx": _Graph("onnx", ONNX, "onnxruntime", export.export_onnx),
     "onnx-int8": _Graph("onnx_int8", INT8, "onnxruntime", export.export_int8, exact=False),
+    "integer": _Graph("integer", INTEGER, "numpy", export_integer),
+    "spiking": _Graph("spiking", SPIKING, "numpy", export_spiking, exact=False),
     "torch-export": _Graph("torch_export", PROGRAM, "torch", export.export_program),
 }
 """In the order in which they are written: the one with 8 bits is converted from the one before."""
@@ -123,7 +133,8 @@ def write_bundle(
     device: torch.device,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[BundleFile]:
-    """Write `folder/bundle`; every figure of its report is measured on the written files. `warn` is called for formats
+    """Write `folder/bundle`, and return the files to publish: of a job that trains nothing, the report and its pictures
+    alone. Every figure of its report is measured on the written files. `warn` is called for formats
     that are exported by default and can't be.
 
     Raises SystemFault (`export_mismatch`) if a file does not return the live model's outputs, and UserError
@@ -154,6 +165,8 @@ def write_bundle(
         RECIPE,
         CARD,
     )
+    if not trained.job.recipe.method.trains:
+        names = (REPORT, RECIPE)
     names += (*writer.diagnosed.pictures, *trained.write_further(bundle))
     return [_artifact(bundle, name) for name in names if (bundle / name).exists()]
 
@@ -200,6 +213,7 @@ class BundleWriter:
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
             **({"learners": learners} if learners else {}),
+            **({"quantisation": quantisation} if (quantisation := self._quantisation()) else {}),
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "diagnostics": self.diagnosed.figures,
@@ -211,6 +225,15 @@ class BundleWriter:
             **self._live.evaluation.figures,
             **self._task.report_figures(self._inputs()),
         }
+
+    def _quantisation(self) -> Figures:
+        """Figures of the quantisation; empty if there is none."""
+        samples = self._loaded.cpu().fit(self._graph_samples().cpu())
+        return quantisation_figures(self._loaded, self._trained.evaluator, samples, self._bundle)
+
+    def _graph_samples(self) -> Tensor:
+        """Raw samples (N, ...) with which graphs are timed."""
+        return self._task.graph_samples(self._trained.samples, BATCH).inputs[self._model.input_key]
 
     def _training_flops(self, flops: int, passes: int) -> int:
         """Operations of the student in training on one sample, of `passes` forward passes with so many each."""
@@ -247,9 +270,10 @@ class BundleWriter:
             return None
         found = self._trained.evaluator.evaluate_graph(call, self._model)
         figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
-        figures |= self._exact(graph.file, found) if graph.exact else self._inexact(graph.file, found)
-        samples = self._task.graph_samples(self._trained.samples, BATCH).inputs[self._model.input_key]
-        return figures | {"latency_runtime": graph.runtime, **speed(call, self._model.fit(samples).cpu())}
+        figures |= self._exact(graph.file, found, graph_tolerance(self._model)) if graph.exact else {}
+        figures |= {} if graph.exact and quantisation_of(self._model) is None else self._inexact(graph.file, found)
+        samples = self._model.fit(self._graph_samples())
+        return figures | {"latency_runtime": graph.runtime, **speed(call, samples.cpu())}
 
     def _evaluate_loaded(self) -> Predictions:
         try:
@@ -257,12 +281,13 @@ class BundleWriter:
         except NonFiniteOutputs as error:
             raise SystemFault("export_mismatch", f"{WEIGHTS}, loaded again: {error}") from error
 
-    def _exact(self, file: str, found: Predictions) -> Figures:
+    def _exact(self, file: str, found: Predictions, tolerance: float = TOLERANCE) -> Figures:
         """Metrics of a file that must return the live model's outputs."""
         live, metrics = self._live, found.evaluation.metrics
-        require_same(file, found.outputs, live.outputs)
+        allowed = allowed_difference(live.outputs, tolerance)
+        require_same(file, found.outputs, live.outputs, allowed)
         targets, options = self._trained.samples.targets, self._trained.job.evaluation
-        slacks = self._task.tolerances(live.outputs, targets, options, allowed_difference(live.outputs))
+        slacks = self._task.tolerances(live.outputs, targets, options, allowed)
         require_same_metrics(file, metrics, live.evaluation.metrics, slacks)
         return dict(metrics)
 
@@ -332,6 +357,8 @@ class BundleWriter:
             self._bundle,
             model,
             {name: teacher for name, (teacher, _) in trained.teachers.items()},
+            trained.train,
+            trained.further,
         )
 
 

@@ -133,6 +133,10 @@ Order = Callable[[torch.Generator], Tensor]
 """Draws the indices (N,) int64 of an epoch's N samples."""
 
 
+Choose = Callable[[int, int], Tensor]
+"""Chooses the samples (B,) int64 of an optimizer step, given its number and B."""
+
+
 class Batches:
     """Shuffled batches of a split; the last batch of an epoch may be smaller."""
 
@@ -144,9 +148,10 @@ class Batches:
         augment: Augment | None = None,
         share: Share | None = None,
         order: Order | None = None,
+        choose: Choose | None = None,
     ) -> None:
-        """`order` replaces a random permutation."""
-        self._draw = order or self._permutation
+        """`order` replaces a random permutation, and `choose` every order."""
+        self._draw, self._choose = order or self._permutation, choose
         self.samples, self.augment, self._size, self._seed = samples, augment, batch_size, seed
         self._share = share or (lambda chosen: chosen)
         self.steps_per_epoch = -(-samples.samples // batch_size)
@@ -155,14 +160,19 @@ class Batches:
 
     def at(self, step: int) -> Batch:
         """This process's share of the batch of optimizer step `step`, counted from 0 over all epochs."""
-        epoch, index = divmod(step, self.steps_per_epoch)
-        chosen = self._order_of(epoch)[index * self._size : (index + 1) * self._size]
-        batch = self.samples.take_samples(self._share(chosen))
+        epoch = step // self.steps_per_epoch
+        batch = self.samples.take_samples(self._share(self._chosen(step)))
         return self.augment(batch, epoch) if self.augment else batch
 
     def size_at(self, step: int) -> int:
         """Samples of the whole batch of optimizer step `step`, in all processes together."""
         return min(self._size, self.samples.samples - step % self.steps_per_epoch * self._size)
+
+    def _chosen(self, step: int) -> Tensor:
+        if self._choose is not None:
+            return self._choose(step, self.size_at(step)).to(self.samples.storage_device)
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._order_of(epoch)[index * self._size : (index + 1) * self._size]
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

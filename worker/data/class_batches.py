@@ -21,12 +21,17 @@ def order_of(recipe: Recipe, samples: Batch) -> Order | None:
     per_class = recipe.samples_per_class
     if per_class is None:
         return None
-    labels, together = samples.targets.cpu(), recipe.batch_size // per_class
+    labels = samples.targets.cpu()
+    require_classes(labels, recipe.batch_size // per_class, per_class)
+    return lambda random: grouped_order(labels, recipe.batch_size, per_class, random)
+
+
+def require_classes(labels: Tensor, together: int, per_class: int) -> None:
+    """Raise UserError (`invalid_job`) if `labels` (N,) int64 have fewer classes than a batch has `together`."""
     if (classes := int(labels.max()) + 1) < together:
         found = f"with {per_class} samples of each a batch has {together} classes, and {classes} are trained on"
         accepted = f"at most {classes} classes: recipe.batch_size up to {classes * per_class}"
         raise UserError("invalid_job", f"{found}; accepted: {accepted}", "recipe.samples_per_class")
-    return lambda random: grouped_order(labels, recipe.batch_size, per_class, random)
 
 
 def grouped_order(labels: Tensor, batch: int, per_class: int, random: torch.Generator) -> Tensor:
@@ -37,9 +42,7 @@ def grouped_order(labels: Tensor, batch: int, per_class: int, random: torch.Gene
     class with fewer samples repeats them. If N is no multiple of `batch`, the last batch has fewer classes, and one of
     them perhaps fewer samples.
     """
-    places = labels.cpu()
-    by_class = torch.split(places.argsort(stable=True), places.bincount().tolist())
-    groups = [_groups(members, per_class, random) for members in by_class if len(members)]
+    groups = [_groups(members, per_class, random) for members in members_of(labels) if len(members)]
     together = batch // per_class
     classes = _turns(len(groups), together, random)
     found, left = [], len(labels)
@@ -47,6 +50,20 @@ def grouped_order(labels: Tensor, batch: int, per_class: int, random: torch.Gene
         found.append(next(groups[next(classes)]))
         left -= per_class
     return torch.cat(found)[: len(labels)]
+
+
+def members_of(labels: Tensor) -> tuple[Tensor, ...]:
+    """Indices (n,) int64 of the samples of each class, by the numbers of the classes, for `labels` (N,) int64."""
+    places = labels.cpu()
+    by_class: tuple[Tensor, ...] = torch.split(places.argsort(stable=True), places.bincount().tolist())
+    return by_class
+
+
+def even_order(labels: Tensor, random: torch.Generator) -> Tensor:
+    """Indices (N,) int64 of all samples in a random order whose beginnings have as equal numbers of samples of each
+    class of `labels` (N,) int64 as possible."""
+    shuffled = torch.randperm(len(labels), generator=random)
+    return shuffled[_ranks(labels.cpu()[shuffled]).argsort(stable=True)]
 
 
 def rank_order(labels: Tensor) -> Tensor:
@@ -117,6 +134,16 @@ def _shuffled(numbers: list[int], random: torch.Generator) -> list[int]:
 def _groups(members: Tensor, size: int, random: torch.Generator) -> Iterator[Tensor]:
     """Groups of `size` of these members without end; all of one are different if there are as many."""
     while True:
-        copies = -(-size // len(members))
-        drawn = torch.cat([members[torch.randperm(len(members), generator=random)] for _ in range(copies)])
+        drawn = _drawn(members, size, random)
         yield from (drawn[first : first + size] for first in range(0, len(drawn) - size + 1, size))
+
+
+def sample_class(members: Tensor, size: int, random: torch.Generator) -> Tensor:
+    """`size` of the members (n,) int64 of a class at random; all are different if there are as many."""
+    return _drawn(members, size, random)[:size]
+
+
+def _drawn(members: Tensor, least: int, random: torch.Generator) -> Tensor:
+    """All members in a random order, as many times as make up `least` of them."""
+    copies = -(-least // len(members))
+    return torch.cat([members[torch.randperm(len(members), generator=random)] for _ in range(copies)])

@@ -6,6 +6,8 @@ A class is known by its name, or its number as text, so that one of the evaluati
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from worker.data.batches import Batch
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid
+from worker.data.image_pairs import is_paired, pair_figures, require_both
 from worker.data.randomness import generator
 from worker.data.task_data import Halves, Targets
 
@@ -80,8 +83,7 @@ def renumbered(train: Batch, evaluation: Batch, targets: Targets) -> Halves:
     _require_two(trained, "data.train")
     param = "data.eval" if "data.eval" in targets.by_file else "data.train"
     _require_two(evaluated, param)
-    if int(evaluation.targets.bincount().max()) < 2:
-        raise invalid("no class to evaluate on has two images; accepted: two of some class", param)
+    _require_queries(evaluation, param)
     unseen = evaluated[~torch.isin(evaluated, trained)]
     order = torch.cat([trained, unseen])
     places = torch.full((int(order.max()) + 1,), -1)
@@ -91,6 +93,36 @@ def renumbered(train: Batch, evaluation: Batch, targets: Targets) -> Halves:
         Batch(evaluation.inputs, places[evaluation.targets], evaluation.index, evaluation.epoch),
         {"classes": _figures(trained, evaluated, unseen, targets)},
     )
+
+
+def with_pairs(train: Batch, evaluation: Batch, targets: Targets) -> Halves:
+    """Both halves, of which one at least has pairs; classes of the other one are numbered from 0. Raises UserError
+    (`invalid_data`) for too few classes, or for pairs with one label alone."""
+    figures: dict[str, Any] = {}
+    param = "data.eval" if "data.eval" in targets.by_file else "data.train"
+    settled: dict[str, Batch] = {}
+    for name, half, file in (("trained", train, "data.train"), ("evaluated", evaluation, param)):
+        if is_paired(half.targets):
+            require_both(half, file)
+            settled[name], figures[f"{name}_pairs"] = half, pair_figures(half)
+        else:
+            settled[name], figures[f"{name}_classes"] = _alone(half, file)
+    if not is_paired(evaluation.targets):
+        _require_queries(evaluation, param)
+    return Halves(settled["trained"], settled["evaluated"], {"pairs": figures})
+
+
+def _alone(half: Batch, param: str) -> tuple[Batch, int]:
+    """A half with its classes numbered from 0, and their number."""
+    distinct: tuple[Tensor, Tensor] = torch.unique(half.targets, return_inverse=True)
+    classes, places = distinct
+    _require_two(classes, param)
+    return replace(half, targets=places), len(classes)
+
+
+def _require_queries(evaluation: Batch, param: str) -> None:
+    if int(evaluation.targets.bincount().max()) < 2:
+        raise invalid("no class to evaluate on has two images; accepted: two of some class", param)
 
 
 def _require_two(classes: Tensor, param: str) -> None:

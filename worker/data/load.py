@@ -17,15 +17,15 @@ from app.recipe.data.sources import ImageData
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.plan import kept_back_count
+from app.recipe.students.derived import network_of, start_of, student_input
 from app.recipe.students.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
-from app.recipe.students.shrink import network_of, start_of, student_input
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_memory, data_subject, invalid
 from worker.data.label_notes import kept_back_notes
-from worker.data.label_texts import equal_labels, label_texts
+from worker.data.label_texts import LABEL_TEXTS, equal_labels, label_texts, read_label_texts
 from worker.data.randomness import derive_seed
 from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
@@ -49,15 +49,19 @@ def load_samples(
     data, files = job.data, {param: inputs[name] for param, name in references(job.data).items()}
     if isinstance(data, ImageData):
         known: dict[str, Known] = {param: _headers(path, param) for param, path in files.items()}
-        refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers)))
+        more: dict[str, Known] = {param: _headers(inputs[name], param) for param, name in job.diagnostic_files.items()}
+        refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers, more)))
     else:
         refuse(find_problems(job, InputFacts(teachers=teachers)))
+    texts = read_label_texts(files.pop(LABEL_TEXTS), data) if LABEL_TEXTS in files else None
     samples = task.gathered({param: _read(task, path, job, param) for param, path in files.items()})
     targets = task.targets(job, teachers, samples)
-    labels = label_texts(job.student, targets.classes.names if targets.classes else None)
+    labels = label_texts(job.student, targets.classes.names if targets.classes else None, texts)
     readers, warnings = _readers(job, inputs, teachers, samples["data.train"], labels)
     facts = {param: _facts(one, readers, targets, param) for param, one in samples.items()}
-    refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers)))
+    further = {param: _further(task, job, inputs[name], param, readers) for param, name in job.diagnostic_files.items()}
+    more = {param: of_file for param, (of_file, _) in further.items()}
+    refuse(find_problems(job, InputFacts(facts["data.train"], facts.get("data.eval"), teachers, more)))
     aligned = {
         param: _aligned(task, job, one, targets.by_file[param], readers, param) for param, one in samples.items()
     }
@@ -90,6 +94,7 @@ def load_samples(
         places=places,
         split=division,
         label_tokens=label_tokens,
+        further={param: batch for param, (_, batch) in further.items()},
     )
 
 
@@ -102,6 +107,17 @@ def _read(task: SampleReading, path: Path, job: JobSpec, param: str) -> Samples:
     with reading(data_subject(param), data_memory(path)):
         samples = read_samples(path, job.data, task.columns, param)
     return task.arrange(samples, param)
+
+
+def _further(
+    task: SampleReading, job: JobSpec, path: Path, param: str, readers: Readers | None
+) -> tuple[SampleFacts, Batch]:
+    """Samples of a file of a diagnostic, whose labels are not read: all are 0."""
+    with reading(data_subject(param), data_memory(path)):
+        samples = read_samples(path, job.data, task.columns.without_labels(), param)
+    targets = torch.zeros(len(samples.labels), dtype=torch.int64)
+    facts = _facts(samples, readers, Targets({param: targets}), param)
+    return facts, whole_split(_inputs_by_key(samples, readers, words=False), targets)
 
 
 def _readers(
@@ -118,13 +134,15 @@ def _readers(
 def _facts(samples: Samples, readers: Readers | None, targets: Targets, param: str) -> SampleFacts:
     """Facts about the samples that were read."""
     stored, count = samples.inputs, len(targets.by_file[param]) // samples.rows_per_sample
+    numbers, classes = targets.numbers, targets.classes.count if targets.classes else None
     if isinstance(stored, TextSamples):
         if readers is None:
             raise invalid("data.eval has texts, data.train has none", "data.eval")
         size = 8 * readers.input.length * samples.rows_per_sample
-        return SampleFacts(count, readers.input, size, targets=targets.numbers)
+        return SampleFacts(count, readers.input, size, targets=numbers, classes=classes)
     pixels = stored.ndim == 4 and stored.dtype == np.uint8
-    return SampleFacts(count, _input(stored.shape[1:]), stored[0].nbytes, pixels, targets.numbers)
+    size = stored[0].nbytes * samples.rows_per_sample
+    return SampleFacts(count, _input(stored.shape[1:]), size, pixels, numbers, classes)
 
 
 def _input(shape: tuple[int, ...]) -> Input:

@@ -54,6 +54,8 @@ class TaskData:
     not."""
     split: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the report about the division of the samples."""
+    further: Mapping[str, Batch] = field(default_factory=dict)
+    """Samples of the files of diagnostics, without labels, by the field that names each."""
 
     @property
     def input_key(self) -> str | None:

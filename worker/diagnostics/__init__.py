@@ -19,7 +19,12 @@ from worker.diagnostics.anomaly_maps import AnomalyMapsAnalysis
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
 from worker.diagnostics.decision_boundary import DecisionBoundaryAnalysis
+from worker.diagnostics.hessian import HessianAnalysis
+from worker.diagnostics.linear_evaluation import LinearEvaluationAnalysis
+from worker.diagnostics.loss_landscape import LossLandscapeAnalysis
+from worker.diagnostics.mahalanobis import MahalanobisAnalysis
 from worker.diagnostics.robustness import RobustnessAnalysis
+from worker.diagnostics.wide_deep import WideDeepAnalysis
 from worker.losses.objective import unique_names
 from worker.students.model import Model
 
@@ -28,6 +33,11 @@ ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.Robustness: RobustnessAnalysis,
     spec.DecisionBoundary: DecisionBoundaryAnalysis,
     spec.AnomalyMaps: AnomalyMapsAnalysis,
+    spec.Mahalanobis: MahalanobisAnalysis,
+    spec.Hessian: HessianAnalysis,
+    spec.LossLandscape: LossLandscapeAnalysis,
+    spec.LinearEvaluation: LinearEvaluationAnalysis,
+    spec.WideDeep: WideDeepAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"
@@ -56,19 +66,26 @@ def run_diagnostics(
     folder: Path,
     student: Model | None = None,
     teachers: Mapping[str, Model] = {},
+    train: Batch | None = None,
+    files: Mapping[str, Batch] = {},
 ) -> Diagnosed:
     """Run every diagnostic of a job in turn, and write their pictures into `folder`; see `DiagnosticInputs`.
 
-    `predict` returns outputs (n, C) float32 on the CPU for a batch of raw samples. A diagnostic that fails leaves its
+    `predict` returns outputs (n, C) float32 on the CPU for a batch of raw samples; `train` are the training samples,
+    and `files` those of the files that diagnostics name, by the path of the field. A diagnostic that fails leaves its
     reason in the figures and a warning, and the others continue: the trained student is valid without them. Raises
     OSError if a picture can't be written.
     """
     found = Diagnosed({}, [], [])
-    for name, one in zip(unique_names([_kind(each) for each in specs]), specs, strict=True):
+    names = unique_names([_kind(each) for each in specs])
+    for index, (name, one) in enumerate(zip(names, specs, strict=True)):
         entry: dict[str, Any] = one.model_dump(mode="json")
         fitted, judged = split_held_out(held_out, one, seed)
-        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers)
+        further = {field: files[f"evaluation.diagnostics[{index}].{field}"] for field in one.files}
+        used = _drawn(train, one.trained(train.samples), seed) if train is not None else None
+        inputs = DiagnosticInputs(predict, judged, fitted, seed, device, student, teachers, used, further)
         entry["samples"] = {"fitted": fitted.samples.samples if fitted else 0, "judged": judged.samples.samples}
+        entry["samples"]["training"] = used.samples if used else 0
         result = _result(ANALYSES[type(one)](one), inputs)
         if isinstance(result, str):
             entry["left_out"] = result
@@ -102,6 +119,14 @@ def _subset(held_out: HeldOutPart, chosen: Tensor) -> HeldOutPart:
         return HeldOutPart(taken)
     of_chosen = torch.zeros(samples.samples, dtype=torch.bool).index_fill(0, chosen, True)
     return HeldOutPart(taken, teacher[of_chosen.repeat_interleave(held_out.rows_of_samples)])
+
+
+def _drawn(train: Batch, count: int, seed: int) -> Batch | None:
+    """So many training samples; none for 0."""
+    if count in (0, train.samples):
+        return train if count else None
+    order = torch.randperm(train.samples, generator=generator(seed, "diagnostics", "training"))
+    return train.take_samples(order[:count].sort().values.to(train.storage_device))
 
 
 def _result(analysis: DiagnosticAnalysis, inputs: DiagnosticInputs) -> DiagnosticResult | str:

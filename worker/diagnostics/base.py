@@ -13,6 +13,9 @@ from worker.data.batches import Batch
 from worker.students.model import Model
 from worker.tensors import IGNORED
 
+STUDENT = "student"
+"""Column of the student."""
+
 
 class HeldOutPart(NamedTuple):
     """All held-out samples, or a subset."""
@@ -55,6 +58,25 @@ class DiagnosticInputs(NamedTuple):
     """The exported student itself, for analyses that need more than its outputs; none: only `predict` is given."""
     teachers: Mapping[str, Model] = {}
     """Teachers by name, loaded from their files."""
+    train: Batch | None = None
+    """Training samples as they are, without augmentation; none: only held-out ones are given."""
+    further: Mapping[str, Batch] = {}
+    """Samples of the files that the diagnostic's fields name, by field."""
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The student as `student`, and every teacher by its name, unless that is taken; on the device."""
+        assert self.student is not None  # given wherever a job runs diagnostics
+        teachers = {name if name != STUDENT else f"teacher {name}": each for name, each in self.teachers.items()}
+        return {name: each.to(self.device) for name, each in {STUDENT: self.student, **teachers}.items()}
+
+    def images_to_attack(self) -> Tensor:
+        """The images of the samples to measure on; raises `NotComputable` if their range of pixels is not known."""
+        assert self.student is not None  # given wherever a job runs diagnostics
+        images, highest = self.judged.samples.inputs[self.student.input_key], self.student.highest_pixel
+        if not self.student.in_pixel_range(images):
+            raise NotComputable(f"held-out images have pixels outside of 0 to {highest:g}, so that no range is known")
+        return images
 
 
 class DiagnosticResult(NamedTuple):

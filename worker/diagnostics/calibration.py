@@ -14,16 +14,12 @@ from torch import Tensor
 
 from app.recipe.diagnostics import Calibration
 from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, NotComputable
+from worker.diagnostics.pictures import draw_panels, label
 from worker.metrics import classification
 from worker.metrics.calibration import ReliabilityBins, equal_mass_bins, equal_width_bins, fit_temperature
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-PANEL, DPI = (3.0, 3.2), 100
-"""Width and height of a panel, in inches."""
-LEFT, BOTTOM, RIGHT, TOP = 0.55, 0.45, 0.1, 0.3
-"""Margins of a panel, in inches."""
 
 
 class _ScaledLogits(NamedTuple):
@@ -124,16 +120,7 @@ def _rows(name: str, tables: Mapping[str, ReliabilityBins]) -> Iterator[dict[str
 
 def draw_reliability(models: Mapping[str, Mapping[str, ReliabilityBins]], path: Path) -> None:
     """Write a PNG with a panel for each model: bars are bins of equal width, points those of equal mass."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a third of a second that training need not wait for
-    from matplotlib.figure import Figure
-
-    width, height = PANEL[0] * len(models), PANEL[1]
-    figure = Figure((width, height), DPI)
-    for place, (name, tables) in enumerate(models.items()):
-        left = PANEL[0] * place + LEFT
-        size = (PANEL[0] - LEFT - RIGHT) / width, (PANEL[1] - BOTTOM - TOP) / height
-        _draw(figure.add_axes((left / width, BOTTOM / height, *size)), name, tables)
-    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+    draw_panels(models, _draw, path)
 
 
 def _draw(axes: Axes, name: str, tables: Mapping[str, ReliabilityBins]) -> None:
@@ -144,7 +131,5 @@ def _draw(axes: Axes, name: str, tables: Mapping[str, ReliabilityBins]) -> None:
     axes.plot(full.confidence.tolist(), full.accuracy.tolist(), "o", color="C1", markersize=3)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    axes.set_title(f"{name.replace('_', ' ')}: ECE {float(wide.expected_error()):.3g}", fontsize=10, y=1.0)
-    axes.set_xlabel("confidence", fontsize=8)
-    axes.set_ylabel("accuracy", fontsize=8)
-    axes.tick_params(labelsize=8)
+    title = f"{name.replace('_', ' ')}: ECE {float(wide.expected_error()):.3g}"
+    label(axes, title, "confidence", "accuracy")

@@ -13,12 +13,11 @@ from app.recipe.diagnostics import Robustness
 from app.recipe.plan import EVAL_BATCH
 from worker.data.batches import Batch
 from worker.data.randomness import derive_seed
-from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult, NotComputable
+from worker.diagnostics.base import DiagnosticInputs, DiagnosticResult
 from worker.students.model import Model
 from worker.tasks.prediction import evaluating
 from worker.training.attacks import cross_entropy_with, fgsm, pgd, start_noise
 
-STUDENT = "student"
 SLACK, LEAST = 0.01, 5
 """A higher accuracy under PGD than under FGSM is reported where it is more than this share of the samples, and more
 than this number of them."""
@@ -40,11 +39,9 @@ class RobustnessAnalysis:
 
     def __call__(self, inputs: DiagnosticInputs) -> DiagnosticResult:
         assert inputs.student is not None  # given wherever a job runs diagnostics
+        inputs.images_to_attack()
         samples, highest = inputs.judged.samples, inputs.student.highest_pixel
-        if not inputs.student.in_pixel_range(samples.inputs[inputs.student.input_key]):
-            raise NotComputable(f"held-out images have pixels outside of 0 to {highest:g}, so that no range is known")
-        models = {STUDENT: inputs.student, **{_column(name): each for name, each in inputs.teachers.items()}}
-        hits = {name: self._attacked(model.to(inputs.device), highest, inputs) for name, model in models.items()}
+        hits = {name: self._attacked(model, highest, inputs) for name, model in inputs.models.items()}
         figures = {name: _shares(each, samples.samples) for name, each in hits.items()}
         rows = [
             {"model": name, "attack": attack, "samples": samples.samples, "right": right}
@@ -83,11 +80,6 @@ def _right(model: Model, images: Tensor, labels: Tensor) -> int:
 def _shares(hits: Hits, samples: int) -> dict[str, float]:
     shares = (count / samples for count in hits)
     return dict(zip(("accuracy", "fgsm_accuracy", "pgd_accuracy"), shares, strict=True))
-
-
-def _column(name: str) -> str:
-    """A teacher's column: its name, unless that is taken."""
-    return name if name != STUDENT else f"teacher {name}"
 
 
 def _masked(name: str) -> str:

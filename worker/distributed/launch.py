@@ -24,12 +24,12 @@ from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel
-from torch.distributed import DistError, destroy_process_group
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from worker.distributed.failures import RANK_LOST, failed
-from worker.distributed.group import join
+from worker.distributed.group import join, leave
 from worker.distributed.nodes import (
     JOIN_SECONDS,
     Heartbeats,
@@ -211,7 +211,7 @@ def _run_rank(args: RankArgs) -> None:
     sys.stderr.flush()
     if isinstance(result, Failed):
         os._exit(1)
-    destroy_process_group()  # its threads, if still running when the interpreter ends, now and then abort the process
+    leave()
 
 
 def _divide_the_machine(number: int, size: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from app.recipe import losses as spec
 from app.recipe.losses import LabelLoss, LossSpec
 from worker.errors import UserError
@@ -12,7 +14,8 @@ from worker.losses.anyloss import AnyLossTerm
 from worker.losses.assistive import AssistiveTerm
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
-from worker.losses.class_vectors import CfcdTerm, NormFaceTerm, UnpgTerm
+from worker.losses.class_vectors import CfcdTerm, NormFaceTerm
+from worker.losses.coded import CodedCrossEntropyTerm, CodedKdTerm
 from worker.losses.comp_sum import CompSumTerm
 from worker.losses.cross_entropy import CrossEntropyTerm
 from worker.losses.dexml import DexmlTerm
@@ -30,6 +33,7 @@ from worker.losses.retrieval import LgAnnaTerm, MwTerm, UniMeTerm
 from worker.losses.spherical import ZLossTerm
 from worker.losses.svm import L2SvmTerm
 from worker.losses.three_levels import KdPtTerm, KdRelTerm, KdSimTerm, KdTopkTerm
+from worker.losses.unpg import UnpgTerm
 from worker.losses.uskd import UskdTerm
 from worker.losses.views import NtXentTerm
 from worker.losses.vocabularies import UldTerm
@@ -93,10 +97,19 @@ BUILT: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
 """Terms that need more than outputs: activations, weights, other processes or random draws, or train modules."""
 
 
+CODED: dict[type[LossSpec], Callable[[Any, Tensor], LossTerm]] = {
+    spec.CrossEntropy: CodedCrossEntropyTerm,
+    spec.Kd: CodedKdTerm,
+}
+"""Terms of a classifier whose outputs are logits of codes, which its classes share."""
+
+
 def build_term(spec: LossSpec, builder: LossBuilder) -> LossTerm:
     """The term that `spec` describes, without its weight. Raises UserError (`invalid_job`)."""
     if isinstance(spec, LabelLoss):
         for problem in spec.class_problems(builder.outputs, builder.param):
             raise UserError("invalid_job", f"{problem.message}; accepted: {problem.accepted}", problem.param)
+    if builder.codes is not None and type(spec) in CODED:
+        return CODED[type(spec)](spec, builder.codes)
     plain = TERMS.get(type(spec))
     return plain(spec) if plain else BUILT[type(spec)](spec, builder)

@@ -43,6 +43,7 @@ class LossBuilder:
         seed: int = 0,
         param: str = "",
         student_head: nn.Linear | None = None,
+        codes: Tensor | None = None,
         everywhere: Callable[[Tensor], Tensor] = torch.clone,
         samples: int = 0,
         classes: int = 0,
@@ -59,6 +60,9 @@ class LossBuilder:
         """Outputs per sample: classes, values or dimensions."""
         self.student_head = student_head
         """The student's last linear layer; none: it has none, or it is unknown."""
+        self.codes = codes
+        """Code (C,) int64 of each class, if the student's outputs are logits of codes (B, K) that classes share; none:
+        they are for classes."""
         self.classes = classes
         """Classes of the training samples, numbered from 0; 0: their labels are no classes."""
         self.param = param

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.losses.class_vectors import Cfcd, ClassVectorTerm, NormFace, Unpg
+from app.recipe.losses.class_vectors import Cfcd, ClassVectorTerm, NormFace
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.tensors import at_least_float32
@@ -60,25 +60,6 @@ class NormFaceTerm:
         return F.cross_entropy(logits, inputs.labels, reduction="none")
 
 
-class UnpgTerm:
-    """Softmax over class weights and the batch's pairs of different classes (2203.11593); needs whole batches. Ignored
-    rows are in no pair."""
-
-    def __init__(self, spec: Unpg, builder: LossBuilder) -> None:
-        self.spec, self.vectors = spec, class_vectors(spec, builder)
-
-    def __call__(self, inputs: LossInputs) -> Tensor:
-        vectors = at_least_float32(inputs.student)
-        found = cosines_with(vectors, self.vectors.weight)
-        logits = self.spec.scale * with_margin(found, inputs.labels, self.spec.margin, self.spec.used_margin)
-        own, mass = logits.gather(1, inputs.labels.unsqueeze(1)).squeeze(1), logits.logsumexp(1)
-        negatives = negative_pairs(vectors, inputs.labels, inputs.valid)
-        if len(negatives):
-            kept = within_whiskers(negatives.detach(), self.spec.whiskers)
-            mass = torch.logaddexp(mass, (self.spec.scale * negatives).where(kept, -torch.inf).logsumexp(0))
-        return mass - own
-
-
 class MadaCos(NamedTuple):
     """Scale and margin of a batch, floating scalars without gradient."""
 
@@ -127,33 +108,19 @@ def madacos_logits(cosines: Tensor, labels: Tensor, batch: MadaCos) -> Tensor:
     return batch.scale * cosines.scatter(1, place, cosines.gather(1, place) - batch.margin)
 
 
-def negative_pairs(vectors: Tensor, labels: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Cosines (P,) of the pairs of different classes among floating `vectors` (B, D), with `labels` (B,) int64; only of
-    those that are `valid` (B,) bool."""
-    different = (labels.unsqueeze(1) != labels).triu(1)
-    if valid is not None:
-        different = different & valid & valid.unsqueeze(1)
-    one, other = different.nonzero(as_tuple=True)
-    directions = F.normalize(vectors, dim=-1, eps=EPS)
-    return (directions @ directions.mT)[one, other]
-
-
-def within_whiskers(values: Tensor, whiskers: float) -> Tensor:
-    """Which of floating `values` (P,) are no outliers, (P,) bool; quartiles are values at the rounded-down places."""
-    rising = values.sort().values
-    low, high = rising[int(0.25 * len(rising))], rising[int(0.75 * len(rising))]
-    reach = whiskers * (high - low)
-    return (values >= low - reach) & (values <= high + reach)
-
-
 def class_vectors(spec: ClassVectorTerm, builder: LossBuilder) -> ClassVectors:
     """The weight vectors of a term, which others with the same name share; raises UserError if the labels are no
     classes."""
-    if not builder.classes:
-        raise builder.refuse("its labels are no classes; accepted: a task with one class per image", "kind")
+    require_classes_as_labels(builder)
     made = builder.part(f"{spec.name}-vectors", lambda: ClassVectors(builder.classes, builder.outputs))
     assert isinstance(made, ClassVectors)  # nothing else has this name
     return made
+
+
+def require_classes_as_labels(builder: LossBuilder) -> None:
+    """Raise UserError (`invalid_job`) if the labels are no classes."""
+    if not builder.classes:
+        raise builder.refuse("its labels are no classes; accepted: a task with one class per image", "kind")
 
 
 def cosines_with(vectors: Tensor, weights: Tensor, eps: float = EPS) -> Tensor:

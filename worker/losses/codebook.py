@@ -30,8 +30,10 @@ COPIES = 3
 
 
 def log_counts(codes: Tensor, number: int) -> Tensor:
-    """Logarithm of the tokens of each of `number` codes (K,) float64; -inf: there are none. `codes` (V,) int64."""
-    return torch.bincount(codes, minlength=number).double().log()
+    """Logarithm of the tokens, or classes, of each of `number` codes (K,) float64; -inf: there are none. `codes` (V,)
+    int64."""
+    ones = torch.ones_like(codes, dtype=torch.float64)
+    return ones.new_zeros(number).index_add_(0, codes, ones).log()  # without a wait for the device
 
 
 class CodeMass(NamedTuple):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from app.recipe.losses.embeddings import Contrastive, EmbeddingDistance, PairScore, SimilarityMatrix
 from worker.data.pairs import PADDING, POSITIVE, QUERY, ROLE, SCORE, TEXT
+from worker.losses.anchors import by_anchor
 from worker.losses.base import LossInputs, teacher_logits
 from worker.losses.builder import LossBuilder
 from worker.tensors import at_least_float32
@@ -55,10 +56,20 @@ class SimilarityMatrixTerm:
         self.spec = spec
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        student, teacher = (cosines(side) for side in (at_least_float32(inputs.student), teacher_logits(inputs)))
-        candidates = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
-        if inputs.valid is not None:
-            candidates = candidates & inputs.valid
+        sides = [F.normalize(side, dim=-1) for side in (at_least_float32(inputs.student), teacher_logits(inputs))]
+        row = torch.arange(len(inputs.student), device=inputs.student.device)
+
+        def losses(part: slice) -> Tensor:
+            candidates = row != row[part].unsqueeze(1)
+            if inputs.valid is not None:
+                candidates = candidates & inputs.valid
+            student, teacher = (directions[part] @ directions.mT for directions in sides)
+            return self._of(student, teacher, candidates)
+
+        return by_anchor(losses, len(row), len(row))
+
+    def _of(self, student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
+        """Losses (n,) from floating cosines (n, R) and `candidates` (n, R) bool."""
         if self.spec.compare == "mse":
             return (student - teacher).square().where(candidates, 0.0).sum(1) / candidates.sum(1).clamp(min=1)
         teacher_temperature = self.spec.teacher_temperature or self.spec.temperature
@@ -69,50 +80,44 @@ class ContrastiveTerm:
     """InfoNCE over the texts of the batch (1705.00652), with the pairs or a teacher's probabilities as targets.
 
     Rows of anchors have the loss. If only the first texts of the pairs are anchors, both rows of a pair have its
-    anchor's loss, so that the mean over the rows is the mean over the anchors.
+    anchor's loss, so that the mean over the rows is the mean over the anchors. Of lists the queries are the anchors,
+    and all rows of a sample have its query's loss.
     """
 
     def __init__(self, spec: Contrastive) -> None:
         self.spec = spec
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        if inputs.rows_per_sample > PAIR:
-            return self._of_lists(inputs)
-        logits = cosines(at_least_float32(inputs.student)) / self.spec.temperature
-        candidates = self._candidates(inputs.labels[:, TEXT])
-        losses = (
-            self._teacher_loss(inputs, logits, candidates)
-            if self.spec.target == "teacher"
-            else pair_loss(logits, candidates)
-        )
-        return losses if self.spec.anchors == "both" else losses[0::2].repeat_interleave(2)
+        size = inputs.rows_per_sample if inputs.rows_per_sample > PAIR else 1
+        student = F.normalize(at_least_float32(inputs.student), dim=-1)
+        teacher = F.normalize(teacher_logits(inputs), dim=-1) if self.spec.target == "teacher" else None
+        anchor = torch.arange(len(student) // size, device=student.device)
+        partner = anchor ^ 1 if size == 1 else anchor * size + 1
 
-    def _of_lists(self, inputs: LossInputs) -> Tensor:
-        """A query's loss, in all rows of its sample; candidates are the rows of `list_candidates`."""
-        size = inputs.rows_per_sample
-        logits = query_cosines(at_least_float32(inputs.student), size) / self.spec.temperature
-        candidates = list_candidates(inputs.labels, size, queries=self.spec.others == "all")
-        if self.spec.target == "teacher":
-            teacher = query_cosines(teacher_logits(inputs), size)
-            losses = divergence(logits, teacher / (self.spec.teacher_temperature or self.spec.temperature), candidates)
-        else:
-            sample = torch.arange(len(logits), device=logits.device)
-            losses = -log_softmax_over(logits, candidates)[sample, sample * size + 1]
-        return losses.repeat_interleave(size)
+        def losses(part: slice) -> Tensor:
+            logits = student[::size][part] @ student.mT / self.spec.temperature
+            candidates = self._candidates(inputs.labels, size, part)
+            if teacher is None:
+                return loss_of_finding(partner[part], logits, candidates)
+            teacher_temperature = self.spec.teacher_temperature or self.spec.temperature
+            return divergence(logits, teacher[::size][part] @ teacher.mT / teacher_temperature, candidates)
 
-    def _teacher_loss(self, inputs: LossInputs, logits: Tensor, candidates: Tensor) -> Tensor:
-        teacher_temperature = self.spec.teacher_temperature or self.spec.temperature
-        return divergence(logits, cosines(teacher_logits(inputs)) / teacher_temperature, candidates)
+        found = by_anchor(losses, len(anchor), len(student))
+        if size > 1 or self.spec.anchors == "both":
+            return found.repeat_interleave(size)
+        return found[0::2].repeat_interleave(2)
 
-    def _candidates(self, texts: Tensor) -> Tensor:
-        """(R, R) bool: the candidates of each row; `texts` (R,) int64 are numbers, the same for equal texts."""
-        row = torch.arange(len(texts), device=texts.device)
-        partner = row ^ 1
-        same = texts.unsqueeze(1) == texts.unsqueeze(0)
-        candidates = ~(same | same[partner])
+    def _candidates(self, labels: Tensor, size: int, part: slice) -> Tensor:
+        """(n, R) bool: the candidates of some anchors, which are rows of pairs, or the queries of samples of `size`
+        rows."""
+        if size > 1:
+            return list_candidates(labels, size, part, queries=self.spec.others == "all")
+        texts, row = labels[:, TEXT], torch.arange(len(labels), device=labels.device)
+        partner = row[part].unsqueeze(1) ^ 1
+        candidates = (texts != texts[part].unsqueeze(1)) & (texts != texts[partner])
         if self.spec.others == "opposite":
-            candidates = candidates & (row.unsqueeze(1) % 2 != row.unsqueeze(0) % 2)
-        return candidates | (partner.unsqueeze(1) == row)
+            candidates = candidates & (row % 2 == partner % 2)
+        return candidates | (row == partner)
 
 
 class PairScoreTerm:
@@ -128,21 +133,16 @@ class PairScoreTerm:
         return (similarity - target).square().repeat_interleave(2)
 
 
-def cosines(vectors: Tensor) -> Tensor:
-    """Cosines (R, R) between all rows of floating `vectors` (R, D)."""
-    directions = F.normalize(vectors, dim=-1)
-    return directions @ directions.mT
-
-
 def query_cosines(vectors: Tensor, size: int) -> Tensor:
     """Cosines (Q, R) of the queries with all rows of floating `vectors` (R, D), in samples of `size` rows."""
     directions = F.normalize(vectors, dim=-1)
     return directions[::size] @ directions.mT
 
 
-def own_texts(labels: Tensor, size: int) -> Tensor:
-    """Rows (Q, R) bool with the same text as a sample's query or one of its positives, for labels (R, 3)."""
-    texts, roles = (column.view(-1, size) for column in (labels[:, TEXT], labels[:, ROLE]))
+def own_texts(labels: Tensor, size: int, samples: slice = slice(None)) -> Tensor:
+    """Rows (Q, R) bool with the same text as a sample's query or one of its positives, for some samples of labels
+    (R, 3)."""
+    texts, roles = (column.view(-1, size)[samples] for column in (labels[:, TEXT], labels[:, ROLE]))
     found = torch.zeros(len(texts), len(labels), dtype=torch.bool, device=labels.device)
     for place in range(size):  # one after the other, so that memory is that of the result
         known = (roles[:, place] == QUERY) | (roles[:, place] == POSITIVE)
@@ -150,14 +150,15 @@ def own_texts(labels: Tensor, size: int) -> Tensor:
     return found
 
 
-def list_candidates(labels: Tensor, size: int, *, queries: bool = False) -> Tensor:
-    """Rows (Q, R) bool that a sample's first positive is chosen from: itself, and all positives and negatives of the
-    batch, with `queries` the other samples' queries too, whose texts are neither its query nor its positives."""
+def list_candidates(labels: Tensor, size: int, samples: slice, *, queries: bool = False) -> Tensor:
+    """Rows (Q, R) bool that the first positive of each of some samples is chosen from: itself, and all positives and
+    negatives of the batch, with `queries` the other samples' queries too, whose texts are neither its query nor its
+    positives."""
     roles = labels[:, ROLE]
     there = (roles != PADDING) if queries else (roles != PADDING) & (roles != QUERY)
-    found = there & ~own_texts(labels, size)
+    found = there & ~own_texts(labels, size, samples)
     sample = torch.arange(len(found), device=labels.device)
-    return found.index_put((sample, sample * size + 1), torch.ones_like(sample, dtype=torch.bool))
+    return found.index_put((sample, (sample + samples.start) * size + 1), torch.ones_like(sample, dtype=torch.bool))
 
 
 def divergence(student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
@@ -169,11 +170,10 @@ def divergence(student: Tensor, teacher: Tensor, candidates: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).where(candidates, 0.0).sum(1)
 
 
-def pair_loss(logits: Tensor, candidates: Tensor, first: int = 0) -> Tensor:
-    """-log of the probability (A,) of each anchor's partner among its candidates, from logits (A, R) and `candidates`
-    (A, R) bool; anchors are the rows from `first` on."""
-    anchor = torch.arange(len(logits), device=logits.device)
-    return -log_softmax_over(logits, candidates)[anchor, (anchor + first) ^ 1]
+def loss_of_finding(wanted: Tensor, logits: Tensor, candidates: Tensor) -> Tensor:
+    """-log of the probability (A,) of each anchor's `wanted` row (A,) int64 among its `candidates` (A, R) bool, from
+    floating logits (A, R)."""
+    return -log_softmax_over(logits, candidates).gather(1, wanted.unsqueeze(1)).squeeze(1)
 
 
 def log_softmax_over(logits: Tensor, candidates: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ class Objective:
     ) -> None:
         builder.new_stage()
         self._teachers, self._weighting = {teacher.name: teacher.weight for teacher in teachers}, weighting
+        self._coded = builder.codes is not None
         self._terms: dict[str, _Weighted] = {}
         for index, (name, spec) in enumerate(zip(unique_names([spec.kind for spec in specs]), specs, strict=True)):
             builder.param = f"{path}[{index}]"
@@ -151,11 +152,12 @@ class Objective:
         return {TOTAL: sum(totals[1:], totals[0]), **{f"{TOTAL}/{name}": values[name] for name in self._terms}}
 
     def _suits_kernels(self, seen: BatchOutputs, weights: Mapping[str, float]) -> bool:
-        """Whether the row kernels compute the terms that they support: all rows have the same teacher weights, and no
-        supported term has weight 0, whose value they would leave out. There are no row kernels for a CPU, where few
-        rows of few classes take longer in the row losses than in the terms. Their gradients can't be differentiated."""
+        """Whether the row kernels compute the terms that they support: outputs are not for codes that classes share,
+        all rows have the same teacher weights, and no supported term has weight 0, whose value they would leave out.
+        There are no row kernels for a CPU, where few rows of few classes take longer in the row losses than in the
+        terms. Their gradients can't be differentiated."""
         by_row = self._weighting == "entropy" and len(self._teachers) > 1
-        if by_row or seen.teacher_learns or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
+        if by_row or self._coded or seen.teacher_learns or seen.targets.ndim != 1 or not runs_on_triton(seen.outputs):
             return False
         return all(weights[name] != 0.0 for name, (spec, _) in self._terms.items() if in_kernels(spec))
 

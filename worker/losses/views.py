@@ -5,16 +5,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from app.recipe.losses.views import NtXent
+from worker.losses.anchors import by_anchor
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
-from worker.losses.embeddings import pair_loss
+from worker.losses.embeddings import loss_of_finding
 from worker.tensors import at_least_float32
-
-AT_ONCE = 2**20
-"""Cosines that are computed at a time."""
 
 
 class NtXentTerm:
@@ -41,21 +38,12 @@ def _projection(spec: NtXent, builder: LossBuilder) -> nn.Module | None:
 
 
 def nt_xent(vectors: Tensor, temperature: float) -> Tensor:
-    """Loss of each view (R,), from floating `vectors` (R, D). Cosines are computed some anchors at a time, and again
-    for the gradient, so that memory is linear in the rows; a single pair has a loss and a gradient of 0."""
-    directions = F.normalize(vectors, dim=-1)
-    anchors = max(1, AT_ONCE // max(len(vectors), 1))
-    if len(vectors) <= anchors:
-        return _of_anchors(directions, directions, 0, temperature)
-    parts = [
-        checkpoint(_of_anchors, part, directions, number * anchors, temperature, use_reentrant=False)
-        for number, part in enumerate(torch.split(directions, anchors))
-    ]
-    return torch.cat(parts)
+    """Loss of each view (R,), from floating `vectors` (R, D), in memory that is linear in the rows; a single pair has a
+    loss and a gradient of 0."""
+    directions, row = F.normalize(vectors, dim=-1), torch.arange(len(vectors), device=vectors.device)
 
+    def losses(part: slice) -> Tensor:
+        logits = directions[part] @ directions.mT / temperature
+        return loss_of_finding(row[part] ^ 1, logits, row != row[part].unsqueeze(1))
 
-def _of_anchors(anchors: Tensor, directions: Tensor, first: int, temperature: float) -> Tensor:
-    """Losses (A,) of the unit vectors `anchors` (A, D), which are the rows from `first` on of `directions` (R, D)."""
-    column = torch.arange(len(directions), device=directions.device)
-    others = column != column[first : first + len(anchors)].unsqueeze(1)
-    return pair_loss(anchors @ directions.mT / temperature, others, first)
+    return by_anchor(losses, len(vectors), len(vectors))

@@ -7,6 +7,7 @@ from typing import Any
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.export_only import ExportOnly
 from app.recipe.methods.hpm import Hpm
 from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
@@ -17,9 +18,11 @@ from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
+from app.recipe.methods.untrained import Untrained
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
 from worker.methods.boundary_samples import BoundaryMethod
+from worker.methods.export_only import ExportOnlyMethod
 from worker.methods.hpm import HpmMethod
 from worker.methods.meta import MetaMethod
 from worker.methods.mutual import MutualMethod
@@ -30,6 +33,7 @@ from worker.methods.sequence_level import SequenceLevelMethod
 from worker.methods.smooth_adversarial import SmoothAdversarialMethod
 from worker.methods.supernet import SupernetMethod
 from worker.methods.supervised import SupervisedMethod
+from worker.methods.untrained import UntrainedMethod
 
 METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Supervised: SupervisedMethod,
@@ -44,6 +48,8 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Meta: MetaMethod,
     Supernet: SupernetMethod,
     Hpm: HpmMethod,
+    Untrained: UntrainedMethod,
+    ExportOnly: ExportOnlyMethod,
 }
 
 

@@ -93,8 +93,18 @@ def verification(vectors: Tensor, labels: Tensor, false_rates: Sequence[str]) ->
     chosen = torch.linspace(0, len(labels) - 1, min(PAIRED, len(labels)), dtype=torch.float64).round().long()
     rows, numbers = _directions(vectors)[chosen], labels.cpu()[chosen]
     one, other = torch.triu_indices(len(rows), len(rows), offset=1).unbind()
-    cosines = (rows @ rows.T)[one, other]
-    same = numbers[one] == numbers[other]
+    return _decided((rows @ rows.T)[one, other], numbers[one] == numbers[other], false_rates)
+
+
+def pair_verification(vectors: Tensor, same: Tensor, false_rates: Sequence[str]) -> dict[str, Tensor]:
+    """The metrics of `verification` for given pairs: rows 2 i and 2 i + 1 of `vectors`, of one class if `same` (N,)
+    int64 is 1."""
+    rows = _directions(vectors)
+    return _decided((rows[0::2] * rows[1::2]).sum(1), same.cpu() == 1, false_rates)
+
+
+def _decided(cosines: Tensor, same: Tensor, false_rates: Sequence[str]) -> dict[str, Tensor]:
+    """Metrics of deciding by `cosines` (P,) float64 whether pairs are the `same` (P,) bool."""
     matching, others = cosines[same], cosines[~same]
     if not len(matching) or not len(others):
         return {}

@@ -40,6 +40,7 @@ from worker.students import (
     vit,
     wide_resnet,
 )
+from worker.students.quantisers import quantised
 from worker.transformers_library import blaming_the_config
 
 Builder = Callable[[Any, ImageInput, int], nn.Module]
@@ -83,7 +84,8 @@ def build(
         return hugging_face.build(network, sample, outputs, embedding, per_token=per_token)
     if isinstance(network, TextTransformer):
         return text_transformer.build(network, sample, outputs)
-    return BUILDERS[type(network)](network, as_image(sample), outputs)
+    built = BUILDERS[type(network)](network, as_image(sample), outputs)
+    return built if network.quantise is None else quantised(built, network.quantise)
 
 
 def build_described(config: ModelConfig) -> nn.Module:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,33 +14,21 @@ from torch import Tensor, nn
 
 from app.recipe.students.architectures import Transformers
 from app.recipe.students.heads import LinearHead, VqLogits
-from app.recipe.students.model import ImageInput, Input, ModelConfig, TextInput
+from app.recipe.students.model import ImageInput, Input, TextInput
 from app.recipe.students.pooling import Embedding
 from worker.errors import UserError
 from worker.kernels.linear import as_autocast
 from worker.outputs import HiddenStates
-from worker.students.heads.vq_logits import CodebookHead, codebook_in_place_of, codebook_of
-from worker.students.leftovers import leftovers
+from worker.students.heads.vq_logits import CodebookHead
+from worker.students.library_codebook import UNTIED, set_codebook
 from worker.students.pooling import pool
+from worker.students.replaced import replace_layers
 from worker.transformers_library import blaming_the_config, library
 
-ONE_FILE = "1000GB"
 GENERATION = "generation_config.json"
 """The library's file beside a decoder, for its `generate`."""
-SLACK = 1_000_000
-"""Weights that a file may lack and the network is still built, so that each missing one can be named."""
-LAST_LAYER = "lm_head"
-"""Name of the last layer of all decoders."""
-CODES = f"{LAST_LAYER}.codes"
-"""Name of the codes of a codebook's tokens in the file of weights."""
-UNTIED = {"tie_word_embeddings": False}
-"""Of a network with a codebook, whose rows are not the embeddings of tokens."""
 UNUSED = "pooler."
 """Prefix of the names of a layer that an embedding encoder does not have, although its file may."""
-
-
-class Misfit(Exception):
-    """Weights don't fit the network; the text names the first one."""
 
 
 def build(
@@ -55,135 +42,19 @@ def build(
     UserError (`invalid_architecture`) if the library can't build it.
     """
     with blaming_the_config(student):
-        config = _library_config(student, sample, outputs)
-        kind = _network_class(config, student, sample, embedding, per_token=per_token)
+        config = library_config(student, sample, outputs)
+        kind = network_class(config, student, sample, embedding, per_token=per_token)
         if embedding is not None and config.hidden_size != outputs:
             raise ValueError(f"its embeddings have {config.hidden_size} dimensions, not {outputs}")
-        network: nn.Module = kind._from_config(config, **_options(config, student))
-        _set_head(network, student)
+        network: nn.Module = kind._from_config(config, **options_of(config, student))
+        if isinstance(student.head, VqLogits):
+            set_codebook(network, student.head, outputs, decodes=student.decodes)
     return network
 
 
-def _set_head(network: Any, student: Transformers) -> None:
-    """Put a fresh codebook in the place of the last layer, if the student has one."""
-    if isinstance(student.head, VqLogits):
-        layer = network.get_output_embeddings()
-        if (tokens := len(layer.weight)) <= student.head.codes:
-            found = f"is {student.head.codes}, and the vocabulary has {tokens} tokens; accepted: fewer than tokens"
-            raise UserError("invalid_architecture", f"student.head.codes {found}", "student.head.codes")
-        network.set_output_embeddings(codebook_in_place_of(layer, student.head.codes))
-
-
-def from_state(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, list[str]]:
-    """The network of `config` with stored weights of any dtype, under the library's present or former names, in
-    float32; and the names of tensors that were ignored because they are left from its pretraining.
-
-    Raises Misfit, or UserError as `build` does.
-    """
-    network, found = _loaded(config, state)
-    ignored = _leftovers(network, found)
-    _require_all({**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)})
-    return network, ignored
-
-
-def _leftovers(network: Any, found: Mapping[str, Any]) -> list[str]:
-    table = library().models.auto.modeling_auto
-    return leftovers(found["unexpected_keys"], network.config, network.base_model_prefix, table)
-
-
-@torch.no_grad()
-def start_from(network: nn.Module, config: ModelConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """Copy stored weights of any dtype into a fresh `network` of `config`. Its head stays fresh if the stored network
-    has another head or none. Returns names as `from_state` does; raises Misfit, or UserError as `build` does."""
-    loaded, found = _loaded(config, state)
-    ignored = _leftovers(loaded, found)
-    found = {**found, "unexpected_keys": set(found["unexpected_keys"]) - set(ignored)}
-    wrong = {key: [each for each in found[key] if not _is_of_the_head(each, loaded, config)] for key in _FAULTS}
-    _require_all({**found, **wrong})
-    fresh = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    stored = loaded.state_dict()
-    for name, tensor in network.state_dict().items():
-        if name not in fresh:
-            tensor.copy_(stored[name])
-    return ignored
-
-
-_FAULTS = ("missing_keys", "mismatched_keys", "unexpected_keys")
-
-
-def _is_of_the_head(fault: Any, network: Any, config: ModelConfig) -> bool:
-    """Whether a fault is about a tensor of the head, which may be for another task than the job's."""
-    name: str = fault if isinstance(fault, str) else fault[0]
-    outside = config.has_head and not name.startswith(f"{network.base_model_prefix}.")
-    return outside or UNUSED in name
-
-
-def _loaded(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The network with the fitting tensors of `state`, and the report on the others."""
-    student = config.architecture
-    assert isinstance(student, Transformers)
-    if isinstance(student.head, VqLogits):
-        return _loaded_codebook(config, state)
-    _require_enough(config, state)
-    with blaming_the_config(student):
-        described = _library_config(student, config.input, config.outputs)
-        if config.pooling is not None and _without_pooler(_bare_class(described)):
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(UNUSED)}
-        per_token = config.task_spec.per_token
-        kind = _network_class(described, student, config.input, config.pooling, per_token=per_token)
-        options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **_options(described, student)}
-        return kind.from_pretrained(None, config=described, state_dict=dict(state), **options)  # type: ignore[no-any-return]
-
-
-def _loaded_codebook(config: ModelConfig, state: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Any]]:
-    """As `_loaded`, for a network with a codebook, whose file has a row for every token, and their codes."""
-    student = config.architecture
-    assert isinstance(student, Transformers)  # by the caller, as its head
-    assert isinstance(student.head, VqLogits)
-    full = Transformers(config={**student.config, **UNTIED})
-    rest = {name: tensor for name, tensor in state.items() if name != CODES}
-    network, found = _loaded(config.model_copy(update={"architecture": full}), rest)
-    if CODES not in state:
-        raise Misfit(f"lacks the tensor {CODES!r}")
-    layer: Any = network.get_output_embeddings()  # type: ignore[operator]  # of PreTrainedModel
-    try:
-        head = codebook_of(layer, state[CODES].long(), student.head.codes)
-    except ValueError as error:
-        raise Misfit(f"tensor {CODES!r} {error}") from error
-    network.set_output_embeddings(head)  # type: ignore[operator]
-    return network, found
-
-
-def save(network: nn.Module, config: ModelConfig, folder: Path) -> None:
-    """Write the library's `config.json`, with the names of the classes, and `model.safetensors` into `folder`.
-
-    A codebook is written as the layer that the library has, with a row for every token, and the codes beside it, which
-    the library passes over.
-    """
-    described: Any = network.config
-    if config.has_head:
-        _name_classes(described, config)
-    library()
-    network.save_pretrained(folder, max_shard_size=ONE_FILE, **_full_rows(network))  # type: ignore[operator]  # of PreTrainedModel
-
-
-def _full_rows(network: Any) -> dict[str, Any]:
-    """Argument with the tensors to write, if the last layer is a codebook; empty otherwise."""
-    layer = network.get_output_embeddings()
-    if not isinstance(layer, CodebookHead):
-        return {}
-    full = {f"{LAST_LAYER}.{name}": tensor for name, tensor in layer.full().items()}
-    return {"state_dict": {**network.state_dict(), **full}}
-
-
-def _name_classes(described: Any, config: ModelConfig) -> None:
-    names = config.class_names or [f"LABEL_{number}" for number in range(config.outputs)]
-    described.id2label = dict(enumerate(names))
-    described.label2id = {name: number for number, name in enumerate(names)}
-    described.problem_type = config.task_spec.problem_type
-
-
-def _library_config(student: Transformers, sample: Input, outputs: int) -> Any:
+def library_config(student: Transformers, sample: Input, outputs: int) -> Any:
+    """The library's configuration of a network with so many outputs for such samples. Raises UserError
+    (`invalid_architecture`)."""
     arguments = {"architectures": [], **student.config}
     model_type = arguments.pop("model_type")
     known = library().AutoConfig.for_model(model_type)
@@ -265,8 +136,8 @@ def _base_class(config: Any, student: Transformers, *, per_token: bool = False) 
 
 def _encoder_class(config: Any, sample: Input, embedding: Embedding) -> Any:
     """The library's bare encoder, from token ids (N, S) int64 to embeddings (N, D)."""
-    base = _bare_class(config)
-    kinds, options = _kinds_of_parts(base, config), _without_pooler(base)
+    base = bare_class(config)
+    kinds, options = _kinds_of_parts(base, config), without_pooler(base)
     assert isinstance(sample, TextInput)
 
     def init(self: Any, config: Any) -> None:
@@ -279,16 +150,17 @@ def _encoder_class(config: Any, sample: Input, embedding: Embedding) -> Any:
     return type(base.__name__, (base,), {"__init__": init, "forward": forward})
 
 
-def _bare_class(config: Any) -> Any:
+def bare_class(config: Any) -> Any:
+    """The library's class of a network without a head, for its configuration."""
     return library().models.auto.modeling_auto.MODEL_MAPPING[type(config)]
 
 
-def _without_pooler(base: Any) -> dict[str, Any]:
+def without_pooler(base: Any) -> dict[str, Any]:
     """Argument that leaves out the pooler of the first token; empty if a network has none, or always has one."""
     return {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(base.__init__).parameters else {}
 
 
-def _network_class(
+def network_class(
     config: Any, student: Transformers, sample: Input, embedding: Embedding | None, *, per_token: bool
 ) -> Any:
     """The library's class with one tensor as input and output; it has the same name, which is stored."""
@@ -307,7 +179,11 @@ def _network_class(
         logits: Tensor = base.forward(self, **_text_arguments(samples, sample, kinds)).logits
         return logits
 
-    return type(base.__name__, (base,), {"forward": forward})
+    def init(self: Any, config: Any) -> None:
+        base.__init__(self, config)
+        replace_layers(self, student.replace)
+
+    return type(base.__name__, (base,), {"__init__": init, "forward": forward})
 
 
 def hidden_states(network: Any, tokens: Tensor) -> HiddenStates:
@@ -367,29 +243,7 @@ def _text_arguments(tokens: Tensor, sample: TextInput, kinds: int) -> dict[str, 
     return arguments
 
 
-def _options(config: Any, student: Transformers) -> dict[str, Any]:
+def options_of(config: Any, student: Transformers) -> dict[str, Any]:
+    """Arguments with which the library builds a network: its dtype, and how attention is computed."""
     fused = _base_class(config, student)._supports_sdpa
     return {"dtype": torch.float32, "attn_implementation": "sdpa" if fused else "eager"}
-
-
-def _require_enough(config: ModelConfig, state: Mapping[str, Tensor]) -> None:
-    """Raise Misfit for a description of far more weights than are stored; the network is built without memory for
-    it."""
-    with torch.device("meta"):
-        outputs = config.outputs, config.pooling
-        network = build(config.architecture, config.input, *outputs, per_token=config.task_spec.per_token)  # type: ignore[arg-type]
-    needed = sum(parameter.numel() for parameter in network.parameters())
-    stored = sum(tensor.numel() for tensor in state.values())
-    if needed > 2 * stored + SLACK:
-        raise Misfit(f"has {stored} weights, the configuration describes {needed}")
-
-
-def _require_all(found: Mapping[str, Any]) -> None:
-    for name in sorted(found["missing_keys"]):
-        raise Misfit(f"lacks the tensor {name!r}")
-    for name, stored, expected in sorted(found["mismatched_keys"]):
-        raise Misfit(f"tensor {name!r} has shape {tuple(stored)}, not {tuple(expected)}")
-    for name in sorted(found["unexpected_keys"]):
-        raise Misfit(f"has a tensor {name!r} that the architecture does not have")
-    for message in found["error_msgs"]:
-        raise Misfit(message)

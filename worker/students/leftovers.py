@@ -34,10 +34,13 @@ def leftovers(names: Iterable[str], described: Any, prefix: str, table: Any) -> 
 
 def describe_ignored(ignored: list[str]) -> str:
     """A note about ignored tensors."""
-    more = f" and {len(ignored) - MOST} more" if len(ignored) > MOST else ""
-    return (
-        f"ignored {', '.join(map(repr, ignored[:MOST]))}{more}: left from its pretraining, and no part of the network"
-    )
+    return f"ignored {shown_names(ignored)}: left from its pretraining, and no part of the network"
+
+
+def shown_names(tensors: list[str]) -> str:
+    """The first names of tensors, and how many more there are."""
+    more = f" and {len(tensors) - MOST} more" if len(tensors) > MOST else ""
+    return ", ".join(map(repr, tensors[:MOST])) + more
 
 
 def _pretrained(described: Any, table: Any) -> Iterator[str]:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.recipe.cost import Cost, beside
+from app.recipe.cost import beside
 from app.recipe.students.architectures import InpFormerNetwork
 from app.recipe.students.model import Input, ModelConfig, TextInput
+from app.recipe.tally import Cost
 from worker import students
 from worker.optimizers.roles import hidden_matrices
+from worker.students.quantisers import QuantisedLayer
 
 _COSTS: dict[str, Cost] = {}
 """Costs by the description of the network: a job needs them several times, and a dry run takes some 0.1 s."""
@@ -65,7 +67,7 @@ def _run(network: nn.Module, config: ModelConfig) -> Cost:
     samples = example(config.input)
     sizes = [samples.numel()]
     for leaf in network.modules():
-        if not any(leaf.children()):
+        if not any(leaf.children()) or isinstance(leaf, QuantisedLayer):
             leaf.register_forward_hook(_size_recorder(sizes))
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         network(samples)

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from app.recipe.students.architectures import DualEncoder
+from app.recipe.students.architectures import DualEncoder, codebook_of
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TargetScaling, TextInput
 from worker import students
 from worker.outputs import HiddenStates
 from worker.students import hugging_face
+from worker.students.heads.vq_logits import CodebookHead
+from worker.students.last_linear import last_linear
 from worker.tensors import at_least_float32
 
 
@@ -117,7 +119,20 @@ class Model(nn.Module):
     def forward_normalized(self, inputs: Tensor) -> Tensor:
         """The outputs for what `normalized` returns."""
         outputs: Tensor = self.rescale(self.network(inputs))
-        return outputs
+        return outputs if self.codebook is None else outputs[..., self.codebook.codes]
+
+    def forward_codes(self, samples: Tensor) -> Tensor:
+        """Logits of codes (N, K), floating, of a classifier whose last layer is a codebook; `samples` as in
+        `forward`."""
+        logits: Tensor = self.network(self.normalized(samples))
+        return logits
+
+    @property
+    def codebook(self) -> CodebookHead | None:
+        """Its last layer, if that is a codebook."""
+        if codebook_of(self.config.architecture) is None:
+            return None
+        return next(layer for layer in self.network.modules() if isinstance(layer, CodebookHead))
 
     def denormalized(self, inputs: Tensor) -> Tensor:
         """Raw samples, of the size that the network takes, for which `normalized` returns `inputs`."""
@@ -169,10 +184,9 @@ def _preprocess(config: ModelConfig) -> nn.Module:
 
 def last_layer(model: Model) -> nn.Linear | None:
     """The last linear layer with as many outputs as the model, if there is one."""
-    if isinstance(model.config.architecture, DualEncoder):  # its outputs are cosines
+    if isinstance(model.config.architecture, DualEncoder) or model.codebook is not None:  # cosines, and codes
         return None
-    layers = {name: layer for name, layer in model.network.named_modules() if isinstance(layer, nn.Linear)}
-    fitting = [name for name, layer in layers.items() if layer.out_features == model.config.outputs]
-    body = getattr(model.network, "base_model_prefix", None)  # the library may list the head before the body
-    outside = [name for name in fitting if body and not name.startswith(f"{body}.")]
-    return layers[(outside or fitting)[-1]] if fitting else None
+    name = last_linear(model.network, model.config.outputs)
+    found = None if name is None else model.network.get_submodule(name)
+    assert found is None or isinstance(found, nn.Linear)  # by its search
+    return found

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from app.recipe.losses.taps import Tap
 from app.recipe.students.module_paths import suggestions
@@ -29,10 +30,8 @@ class Recorder:
     def __init__(self, network: nn.Module, taps: Iterable[Tap]) -> None:
         self._seen: dict[Tap, Tensor] = {}
         self.taps = tuple(dict.fromkeys(taps))
-        if self.taps:
-            _disable_inplace(network)
-        for tap in self.taps:
-            self._hook(_find(network, tap), tap)
+        self._changed = _disable_inplace(network) if self.taps else []
+        self._handles = [self._hook(_find(network, tap), tap) for tap in self.taps]
 
     def take(self) -> dict[Tap, Tensor]:
         """The activations (N, ...) of the last run; raises NoSuchModule if a module did not run or has no tensor."""
@@ -43,12 +42,23 @@ class Recorder:
                 raise NoSuchModule(tap, f"the {tap.at} of {tap.path!r} is no tensor, or the module does not run")
         return found
 
-    def _hook(self, module: nn.Module, tap: Tap) -> None:
+    def seen(self) -> list[Tap]:
+        """The taps with a tensor since the last `take`."""
+        return [tap for tap in self.taps if tap in self._seen]
+
+    def close(self) -> None:
+        """Leave the network as it was."""
+        self._seen.clear()
+        for handle in self._handles:
+            handle.remove()
+        for module in self._changed:
+            module.inplace = True  # type: ignore[assignment]  # an attribute of activations and dropout
+
+    def _hook(self, module: nn.Module, tap: Tap) -> RemovableHandle:
         record = _Hook(self._seen, tap)
         if tap.at == "output":
-            module.register_forward_hook(record, with_kwargs=True)
-        else:
-            module.register_forward_pre_hook(record, with_kwargs=True)
+            return module.register_forward_hook(record, with_kwargs=True)
+        return module.register_forward_pre_hook(record, with_kwargs=True)
 
 
 class _Hook:
@@ -64,11 +74,12 @@ class _Hook:
             self._seen[self._tap] = tensor
 
 
-def _disable_inplace(network: nn.Module) -> None:
-    """Turn off in-place activations, which would overwrite recorded inputs."""
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # an attribute of activations and dropout
+def _disable_inplace(network: nn.Module) -> list[nn.Module]:
+    """Turn off in-place activations, which would overwrite recorded inputs, and return them."""
+    changed = [module for module in network.modules() if getattr(module, "inplace", False)]
+    for module in changed:
+        module.inplace = False  # type: ignore[assignment]  # an attribute of activations and dropout
+    return changed
 
 
 def _find(network: nn.Module, tap: Tap) -> nn.Module:

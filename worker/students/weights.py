@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Timm, Transformers
+from app.recipe.students.architectures import DualEncoder, InpFormerNetwork, Timm, Transformers, opens_in_a_library
 from app.recipe.students.hugging_face import (
     INDEX,
     MAX_DESCRIPTION_BYTES,
@@ -30,8 +30,9 @@ from app.recipe.students.timm import is_timm
 from worker import students
 from worker.errors import UserError
 from worker.limits import SECONDS, Subject, memory_limit, reading
-from worker.students import hugging_face, hugging_face_folder, timm_network
-from worker.students.faults import InvalidModel
+from worker.students import hugging_face_folder, hugging_face_weights, timm_network
+from worker.students.faults import InvalidModel, Misfit
+from worker.students.heads.vq_logits import require_codes
 from worker.students.model import Model
 
 __all__ = [
@@ -59,7 +60,8 @@ def save_model(model: Model, folder: Path) -> None:
     A network of the libraries Transformers or timm is written in the library's layout.
     """
     if isinstance(model.config.architecture, Transformers):
-        hugging_face.save(model.network, model.config, folder)
+        hugging_face_weights.save(model.network, model.config, folder)
+    if isinstance(model.config.architecture, Transformers) and opens_in_a_library(model.config.architecture):
         hugging_face_folder.write_preprocessing(model.config, folder)
     else:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
@@ -115,6 +117,11 @@ def load_model(folder: Path, config: ModelConfig | None = None) -> Model:
         raise InvalidModel(error.message) from error
     model = _ready(Model(config, network))
     model.ignored = ignored
+    if (layer := model.codebook) is not None:
+        try:
+            require_codes(layer.codes, len(layer.weight))
+        except ValueError as error:
+            raise InvalidModel(f"{WEIGHTS}: a tensor of codes {error}") from error
     return model
 
 
@@ -146,8 +153,8 @@ def _stored(name: str, stored: Mapping[str, Tensor], expected: Tensor) -> Tensor
 
 def _of_the_library(config: ModelConfig, state: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
     try:
-        return hugging_face.from_state(config, state)
-    except hugging_face.Misfit as error:
+        return hugging_face_weights.from_state(config, state)
+    except Misfit as error:
         raise InvalidModel(f"{WEIGHTS} {error}") from error
     except UserError as error:
         raise InvalidModel(error.message) from error

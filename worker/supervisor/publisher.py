@@ -77,7 +77,8 @@ class Publisher:
             logger.warning("%s: the last checkpoint could not be saved", self._access.lease.job_id, exc_info=True)
 
     async def publish_bundle(self, finished: Finished) -> None:
-        """Upload all artifacts, then publish them and the model and end the job, in one transaction."""
+        """Upload all artifacts, then publish them, and the model if one was trained, and end the job, in one
+        transaction."""
         await self._access.write(partial(reporting.begin_phase, phase="publishing"))
         paths = {safe_place(item.name): file_within(self._folder, item.path) for item in finished.artifacts}
         config, report = await asyncio.to_thread(_describe, paths)
@@ -106,9 +107,9 @@ class Publisher:
             logger.warning("%s: superseded checkpoints stay in the store", self._access.lease.job_id, exc_info=True)
 
 
-def _describe(artifacts: dict[str, Path]) -> tuple[ModelConfig, dict[str, Any]]:
-    """The description of the model and the `report.json` of the bundle."""
-    name = next(name for name in DESCRIPTIONS if name in artifacts)
-    config = ModelConfig.model_validate_json(artifacts[name].read_bytes())
+def _describe(artifacts: dict[str, Path]) -> tuple[ModelConfig | None, dict[str, Any]]:
+    """The description of the model, none if there is no model, and the `report.json` of the bundle."""
+    name = next((name for name in DESCRIPTIONS if name in artifacts), None)
+    config = ModelConfig.model_validate_json(artifacts[name].read_bytes()) if name is not None else None
     report: dict[str, Any] = json.loads(artifacts["report.json"].read_bytes())
     return config, report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import Timm, Transformers
+from app.recipe.students.architectures import Timm, opens_in_a_library
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
 
 
@@ -26,9 +26,9 @@ class TaskCard:
 
     def library(self, config: ModelConfig) -> str | None:
         """The library that loads the folder; none: there is none for the zoo's architectures."""
-        if isinstance(config.architecture, Timm):
-            return "timm"
-        return "transformers" if isinstance(config.architecture, Transformers) else None
+        if not opens_in_a_library(config.architecture):
+            return None
+        return "timm" if isinstance(config.architecture, Timm) else "transformers"
 
     def auto_class(self, config: ModelConfig) -> str:
         """The class of the Transformers library that loads the folder."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import EvaluationSpec, JobSpec
+from app.recipe.plan import EVAL_BATCH
 from app.recipe.students.model import ModelConfig
 from worker.data.batches import Batch
 from worker.data.formats.column_readers import ClassColumns
@@ -19,10 +20,12 @@ from worker.data.labels import class_targets, find_classes
 from worker.data.task_data import Targets, TaskData
 from worker.metrics import classification as metrics
 from worker.metrics.permutation import moved_classes, permuted_hits
-from worker.tasks.base import ClassRow, Evaluation, Metrics
+from worker.students.model import Model
+from worker.tasks.base import ClassRow, Evaluation, Figures, Metrics, ReportInputs
 from worker.tasks.card import ClassCard
+from worker.tasks.codebook import codebook_figures
 from worker.tasks.moved import listed_moves
-from worker.tasks.prediction import mixture_of_logits
+from worker.tasks.prediction import mixture_of_logits, predict
 from worker.tasks.samples import SampleTask
 
 LISTED_CLASSES = 1000
@@ -117,6 +120,17 @@ class Classification(SampleTask):
         yield "accuracy", float((best[:, 0] - best[:, 1] <= 2 * allowed).double().mean())
         yield "nll", 2 * allowed
 
+    def report_figures(self, inputs: ReportInputs) -> Figures:
+        """The `codebook`, if the student has one; `highest_accuracy` is the share of held-out samples whose class is
+        the first of its code, the only one that is chosen."""
+        found = codebook_figures(inputs, lambda teacher: _logits(teacher, inputs.samples))
+        if inputs.student.codebook is None:
+            return {}
+        codes, labels = inputs.student.codebook.codes.cpu(), inputs.samples.targets.cpu()
+        first = torch.full_like(codes, len(codes)).scatter_reduce(0, codes, torch.arange(len(codes)), "amin")
+        share = (first[codes[labels]] == labels).double().mean()
+        return {"codebook": {**found, "highest_accuracy": float(share)}}
+
     def same_choice(self, logits: Tensor, live: Tensor) -> Tensor | None:
         """Share with the same likeliest class, a float64 scalar, for logits (N, C) float32."""
         return (logits.argmax(-1) == live.argmax(-1)).double().mean()
@@ -127,6 +141,12 @@ def class_table(logits: Tensor, labels: Tensor) -> list[ClassRow]:
     samples, correct = (counts.tolist() for counts in metrics.class_counts(logits, labels))
     pairs = enumerate(zip(samples, correct, strict=True))
     return [ClassRow(number, count, hits / count if count else None) for number, (count, hits) in pairs]
+
+
+def _logits(teacher: Model, samples: Batch) -> Iterator[Tensor]:
+    """Its logits (n, C) float32 for some samples after the other."""
+    device = next(teacher.parameters()).device
+    yield from (predict(teacher, part.inputs[teacher.input_key].to(device)) for part in samples.parts(EVAL_BATCH))
 
 
 def _names(model: ModelConfig) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.plan import EVAL_BATCH
 from app.recipe.students.model import ImageInput, ModelConfig, TextInput
-from app.recipe.tasks.multi_label import MANY_LABELS
+from app.recipe.tasks.multi_label import LISTED_METRICS, MANY_LABELS, MultiLabelSpec
 from worker.data.batches import Batch
 from worker.data.formats.columns import Samples
 from worker.data.formats.label_lists import LabelColumns
@@ -20,7 +20,6 @@ from worker.data.holdout import hold_out
 from worker.data.label_notes import label_notes
 from worker.data.label_sets import find_label_classes, label_targets
 from worker.data.task_data import Targets, TaskData
-from worker.errors import UserError
 from worker.metrics import many_labels
 from worker.metrics import multi_label as metrics
 from worker.metrics.permutation import Moved, moved_places
@@ -34,8 +33,8 @@ LISTED_LABELS = 1000
 """With more labels than this, the table of classes is left out, and no other order of them is looked for."""
 RANKS = (1, 3, 5)
 """Of how many of the likeliest labels the precision is measured."""
-LEFT_OUT = ("map", "micro_f1", "macro_f1", "ece", "agreement", "kl")
-"""Metrics that listed labels do not have: they need the logits of all samples."""
+LEFT_OUT = (*(name for name in MultiLabelSpec.metrics if name not in LISTED_METRICS), "agreement", "kl")
+"""Metrics that listed labels do not have."""
 RARE = 8
 """Positive samples that a label needs for its place to be judged."""
 
@@ -65,8 +64,6 @@ class MultiLabelClassification(SampleTask):
 
     def targets(self, job: JobSpec, teachers: Mapping[str, ModelConfig], samples: Mapping[str, Samples]) -> Targets:
         classes = find_label_classes(job, teachers, samples)
-        if classes.count > MANY_LABELS:
-            _require_plain(job, classes.count)
         read = {param: label_targets(one, classes, job.data, param) for param, one in samples.items()}
         found = Targets.about(classes, read)
         return found if classes.count <= MANY_LABELS else found._replace(notes=[*found.notes, _left_out(classes.count)])
@@ -177,22 +174,6 @@ class MultiLabelClassification(SampleTask):
 
     def same_choice(self, outputs: Tensor, live: Tensor) -> Tensor | None:
         return metrics.agreement(outputs, live)
-
-
-def _require_plain(job: JobSpec, classes: int) -> None:
-    """Raise UserError (`invalid_job`) for what needs a number for each label of a sample."""
-    mixing = next((index for index, step in enumerate(job.data.augment) if step.mixes), None)
-    found: dict[str, tuple[bool, str]] = {
-        f"data.augment[{mixing}].kind": (mixing is not None, "augmentations that do not mix samples"),
-        "recipe.method.kind": (job.recipe.method.kind != "supervised", "supervised"),
-        "teachers": (len(job.all_teachers) > 1, "one teacher"),
-        "evaluation.diagnostics": (bool(job.evaluation.diagnostics), "none"),
-        "export": ("onnx-int8" in (job.export or ()), "other formats"),
-    }
-    for param, (wrong, accepted) in found.items():
-        if wrong:
-            message = f"{param} does not work with {classes} labels, whose targets are lists (above {MANY_LABELS})"
-            raise UserError("invalid_job", f"{message}; accepted: {accepted}", param)
 
 
 def _left_out(classes: int) -> str:

@@ -15,8 +15,8 @@ from worker.students.model import Model, last_layer
 def take_classes(model: Model, places: Sequence[int], names: Sequence[str] | None) -> None:
     """Change `model` in place: output i becomes its former output `places[i]`, with the class name `names[i]`.
 
-    The rows of the last layer's weight (C, D) and bias (C,) are selected and reordered, so that the layer, its weights
-    and the outputs have the same order everywhere, and a forward pass costs nothing more.
+    The rows of the last layer's weight (C, D) and bias (C,), or its codes (C,), are selected and reordered, so that the
+    layer, its weights and the outputs have the same order everywhere, and a forward pass costs nothing more.
     """
     class_names = None if names is None else list(names)
     if list(places) != list(range(model.config.outputs)):
@@ -29,6 +29,10 @@ def take_classes(model: Model, places: Sequence[int], names: Sequence[str] | Non
 
 def _take_rows(model: Model, places: Sequence[int]) -> None:
     """Select rows of the last layer; raises TypeError if there is none."""
+    if model.codebook is not None:
+        codes = model.codebook.codes
+        model.codebook.codes = codes[torch.tensor(list(places), device=codes.device)]
+        return
     layer = last_layer(model)
     if layer is None:
         raise TypeError("a classifier without a last linear layer")

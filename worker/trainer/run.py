@@ -13,8 +13,6 @@ from worker.bundle.export import onnx_latency
 from worker.bundle.provenance import provenance
 from worker.bundle.writer import TrainedJob, require_exportable, write_bundle
 from worker.data.augment import build_augmenter
-from worker.data.batches import Batches
-from worker.data.class_batches import order_of
 from worker.distributed.failures import failed
 from worker.distributed.ranks import SINGLE_PROCESS, SingleProcess
 from worker.errors import SystemFault
@@ -38,7 +36,7 @@ from worker.students.model import Model
 from worker.tasks import task_for
 from worker.tasks.base import HeldOut
 from worker.training import checkpoint
-from worker.training.closed_form import fit_head, require_every_class
+from worker.training.closed_form import fit_head, fit_thresholds, require_every_class
 from worker.training.evaluator import Evaluator
 from worker.training.fidelity import lower_teachers
 from worker.training.flop_counter import open_flop_counter, student_flops
@@ -52,8 +50,7 @@ from worker.training.job_inputs import (
 )
 from worker.training.mining import mine_negatives
 from worker.training.monitor import CHECKPOINTS, NullMonitor, TrainingMonitor
-from worker.training.pseudo_labels import NAME as PSEUDO_LABELS
-from worker.training.pseudo_labels import open_labels
+from worker.training.sampling import open_sampling
 from worker.training.stages import averages, build_stages, enter, open_teacher, train_stages, wrap_learners
 from worker.training.state import TrainState, initial_state
 from worker.training.teacher_caches import TeacherCaches
@@ -122,14 +119,16 @@ def train_job(
     # What its steps need
     handles = {name: open_teacher(model, job, name) for name, model in inputs.teachers.items()}
     augment = build_augmenter(job, data, seed, points=task.moves_points)
-    pseudo_labels = open_labels(job, data.train, inputs.teachers, seed, resumed=assignment.resume is not None)
-    order = pseudo_labels.order if pseudo_labels is not None else order_of(job.recipe, data.train)
-    batches = Batches(data.train, job.recipe.batch_size, seed, augment, ranks.share, order)
+    resumed = assignment.resume is not None
+    sampling = open_sampling(job, data.train, inputs.teachers, seed, log, resumed=resumed)
+    batches = sampling.batches(data.train, job.recipe.batch_size, seed, augment, ranks.share)
     teachers = caches.wrap(handles, inputs.folders, data, batches.augment)
-    stages = method.arrange(build_stages(task, job, plan, batches, state, teachers, seed, ranks, method.modules()))
+    modules = method.modules()
+    stages = method.arrange(
+        build_stages(task, job, plan, batches, state, teachers, seed, ranks, modules, sampling.pool)
+    )
     state.aux_modules.update(method.untrained_modules())
-    if pseudo_labels is not None:
-        state.aux_modules[PSEUDO_LABELS] = pseudo_labels.to(device)
+    state.aux_modules.update(sampling.modules(device))
     wrap_learners(state, ranks)
     for model in (*inputs.teachers.values(), *averages(state)):
         ranks.shard(model)
@@ -167,6 +166,7 @@ def train_job(
 
     monitor.save(state)  # after this point, nothing is trained again
     fit_head(student.config, evaluated, data.train)
+    fit_thresholds(student.config, evaluated, data.train)
     log(PhaseBegan(phase="evaluating"))
     monitor.evaluate(state)
     if stop():
@@ -183,7 +183,6 @@ def train_job(
     log(PhaseBegan(phase="exporting"))
     # they were those of another student than the one that is exported, or not of samples alone
     operations = {"flops": counter.total(state)} if outcome.student is not None or counter.counts_steps else {}
-    of_batches = {"pseudo_labels": pseudo_labels.figures(seed)} if pseudo_labels is not None else {}
     of_losses = {"losses": figures} if (figures := stages[-1].objective.figures()) else {}
     tokenizers = other_tokens(job, data)
     taught = {name: get() for name, get in stored.items()}
@@ -198,6 +197,8 @@ def train_job(
         },
         learners={name: get() for name, get in learners.items()},
         samples=data.eval,
+        train=data.train,
+        further=data.further,
         evaluator=held_out.beside(taught),
         teacher_cache=caches.figures(),
         teacher_fidelity=fidelity,
@@ -206,7 +207,7 @@ def train_job(
         | dict(outcome.figures)
         | operations
         | of_losses
-        | of_batches,
+        | sampling.figures(seed),
         write_further=outcome.write,
         tokenizer=data.readers.student if data.readers else None,
         tokenizers=tokenizers,

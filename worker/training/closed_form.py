@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from app.recipe.plan import EVAL_BATCH
-from app.recipe.students.architectures import DualEncoder
+from app.recipe.students.architectures import BuiltIn, DualEncoder
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.quantisation import Binary
 from worker.data.batches import Batch
 from worker.errors import UserError
 from worker.losses.base import target_column
 from worker.students.heads import nb_diag
 from worker.students.model import Model, last_layer
+from worker.students.quantisers.binary import fit_factors
 from worker.training.dual_encoder import store_labels
+
+CALIBRATION = 1024
+"""Training samples whose activations set the thresholds of spiking neurons."""
 
 
 def require_every_class(config: ModelConfig, samples: Batch) -> None:
@@ -44,6 +49,19 @@ def fit_head(config: ModelConfig, student: Callable[[], Model], samples: Batch) 
     layer = last_layer(model)
     assert layer is not None  # every network of the zoo ends in one
     nb_diag.fit(layer, _features(model, layer, samples), spec.smoothing)
+
+
+def fit_thresholds(config: ModelConfig, student: Callable[[], Model], samples: Batch) -> None:
+    """Compute the scales of the activations of a student with binary weights from the first training `samples`, as they
+    are."""
+    network = config.architecture
+    if not isinstance(network, BuiltIn) or not isinstance(network.quantise, Binary):
+        return
+    model = student()
+    first = samples.between(0, min(CALIBRATION, samples.samples)).inputs[model.input_key]
+    was_training = model.training
+    fit_factors(model.eval(), first.to(next(model.parameters()).device), network.quantise.percentile)
+    model.train(was_training)
 
 
 def _features(student: Model, layer: torch.nn.Linear, samples: Batch) -> Iterator[tuple[Tensor, Tensor]]:

@@ -20,10 +20,16 @@ Forward = Callable[[Tensor], Tensor | HiddenStates]
 
 def training_forward(student: Model, job: JobSpec, device: torch.device) -> Forward:
     """The function that runs `student` in the steps of `job`; see `Stage.forward` for its tensors."""
-    forward = student.forward_hidden if student.config.predicts_tokens else student
+    forward = _forward(student)
     if not job.recipe.compile:
         return forward
     return graphed(student) if suits_graphs(student, job, device) else torch.compile(forward)
+
+
+def _forward(student: Model) -> Forward:
+    if student.config.predicts_tokens:
+        return student.forward_hidden
+    return student if student.codebook is None else student.forward_codes
 
 
 def suits_graphs(student: Model, job: JobSpec, device: torch.device) -> bool:
@@ -31,7 +37,8 @@ def suits_graphs(student: Model, job: JobSpec, device: torch.device) -> bool:
     uses_activations = any(term.taps().student for terms in job.objectives.values() for term in terms)
     trains_terms = any(stage.trains == "terms" for stage in job.recipe.stages)
     single_pass = job.recipe.accumulate == 1 and not uses_activations and not trains_terms
-    return device.type == "cuda" and not student.config.predicts_tokens and single_pass
+    whole_outputs = not student.config.predicts_tokens and student.codebook is None
+    return device.type == "cuda" and whole_outputs and single_pass
 
 
 def graphed(student: Model) -> Forward:

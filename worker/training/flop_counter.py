@@ -36,7 +36,7 @@ class FlopCounter:
     Counted are the networks' matrix products, convolutions and attention: three forward passes of the student for each
     sample that it learns from, one if only terms of the loss are trained, and one of each teacher for each sample that
     it is run on; of a dual encoder also the labels in every step. A training method adds what it computes beyond that,
-    or saves. Losses and evaluations are left out.
+    or saves. Losses, evaluations and pools of hard negatives are left out.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ def open_flop_counter(
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
     frozen = network_cost(task.model).frozen_flops * job.recipe.views
-    per_step = label_flops(state.student) * job.recipe.accumulate * processes
+    per_step = label_flops(state.student, job) * job.recipe.accumulate * processes
     return FlopCounter(job, plan, flops, costs, peak, state, further, frozen, per_step)
 
 

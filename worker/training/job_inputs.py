@@ -11,15 +11,16 @@ from typing import NamedTuple
 import torch
 
 from app.recipe.job import JobSpec
-from app.recipe.students.architectures import Pretrained
 from worker.data.running_text import PackingDir
 from worker.data.task_data import TaskData
 from worker.data.tokens import TextTokenizer
 from worker.distributed.ranks import SingleProcess
+from worker.errors import UserError
 from worker.limits import Subject, reading
 from worker.machine import sample_memory
 from worker.protocol import Log
-from worker.students.heads.vq_logits import start_codebook
+from worker.students.codebook import start_codebook
+from worker.students.convert import convert
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import describe_ignored
 from worker.students.model import Model
@@ -85,11 +86,29 @@ def build_student(
     with reading(STUDENT, WHOLE_MACHINE, BUILDING_SECONDS):
         student = fresh_student(inputs.data.model, seed)
     student.input_key = inputs.data.input_key or student.input_key
-    if not isinstance(job.student, Pretrained):  # which has a codebook of its own
-        start_codebook(student, inputs.teachers, seed)
-    started = start(inherit(student, job, inputs.teachers), job, paths, partial(log.warn, "fresh_layer"))
+    warn = partial(log.warn, "fresh_layer") if job.recipe.method.trains else _refuse_fresh
+    derived = convert(inherit(student, job, inputs.teachers), job, inputs.teachers)
+    started = start(derived, job, paths, warn)
+    start_codebook(started, inputs.teachers, seed)
+    if not job.recipe.method.trains:
+        _require_stored_outputs(started, job, paths)
     read_labels(started, inputs.data)
     return started.to(device)
+
+
+def _refuse_fresh(message: str) -> None:
+    raise UserError("invalid_job", f"student can't be evaluated untrained: {message}", "student")
+
+
+def _require_stored_outputs(student: Model, job: JobSpec, paths: dict[str, Path]) -> None:
+    """Raise UserError (`invalid_job`) if a student that is not trained has other outputs than the stored model, so that
+    its last layer is random."""
+    assert job.start is not None  # by the contract
+    stored = read_teacher_config(paths[job.start.reference], job.start_param).taken_for(job.task)
+    same = stored.task_spec.answers_alike(student.config.task_spec) and stored.outputs == student.config.outputs
+    if not (same and stored.has_head):
+        here, there = (f"{one.outputs} outputs for {one.task}" for one in (student.config, stored))
+        _refuse_fresh(f"the model has {there}, the data {here}; data.classes or data.class_order can name its classes")
 
 
 def log_oddities(inputs: JobInputs, student: Model, log: WarningLog) -> None:

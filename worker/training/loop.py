@@ -28,11 +28,24 @@ from worker.outputs import HiddenStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import TeacherSource
+from worker.training.label_sample import LabelSample
 from worker.training.state import TrainState
 from worker.training.step_inputs import Prefetcher, SideStream, Signals, StepInputs
 
 GRAD_NORM = "grad_norm"
 Result = TypeVar("Result")
+
+
+class BatchSampler(Protocol):
+    """Batches that depend on the student's weights."""
+
+    def refresh(self, state: TrainState, ranks: SingleProcess) -> None:
+        """Called before the batch of a step is chosen, with the state that the step begins with."""
+        ...
+
+    def values(self, step: int) -> dict[str, Tensor]:
+        """Metrics of the batch of a step that was taken: floating scalars by name."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +77,13 @@ class Stage:
     side_stream: SideStream | None = None
     """Stream on which the inputs of the next step are prepared while a step runs; none: they are prepared when
     needed."""
+    sampler: BatchSampler | None = None
+    """Chooses the batches by the student's weights; none: they depend on seed and step alone."""
     prefetches_teachers: bool = True
     """Whether teacher outputs are computed there too: not if those of a whole batch would take too much memory."""
+
+    label_sample: LabelSample | None = None
+    """Draws the labels of a step; none: outputs are for all classes."""
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
         """The parameters that the optimizer updates."""
@@ -75,7 +93,8 @@ class Stage:
     def step_inputs(self, step: int) -> StepInputs:
         """Inputs of step number `step`; see `StepInputs` for shapes and dtypes."""
         batch = self.batches.at(step)
-        micro_batches = list(batch.split(self.ranks.min_count(min(self.recipe.accumulate, batch.samples))))
+        parts = min(self.recipe.accumulate, batch.samples)
+        micro_batches = list(batch.split(self.ranks.min_count(parts) if self.recipe.accumulate > 1 else parts))
         ahead = self.side_stream is not None and self.prefetches_teachers
         signals = [self.teacher_signals(micro_batch) for micro_batch in micro_batches] if ahead else None
         return StepInputs(batch, micro_batches, signals)
@@ -173,6 +192,8 @@ def run_student(stage: Stage, student: Model, micro_batch: Batch, signals: Signa
     """Outputs of the student for a micro-batch (see `BatchOutputs`), without a graph if the student is not trained."""
     bf16 = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16")
     with bf16, torch.set_grad_enabled(stage.trains_student):
+        if stage.label_sample is not None:
+            micro_batch, signals = stage.label_sample(micro_batch, signals)
         outputs = stage.forward(samples := micro_batch.inputs[stage.input_key])
     features, tokens = stage.recorder.take(), student.tokens(samples)
     return BatchOutputs(
@@ -225,14 +246,24 @@ def descend(stage: Stage, optimizer: torch.optim.Optimizer, learning: list[nn.Pa
     return norm
 
 
+def refresh(stage: Stage, state: TrainState) -> None:
+    """Prepare the choice of the next step's batch, if there is one."""
+    if stage.sampler is not None and state.step < stage.plan.end:
+        stage.sampler.refresh(state, stage.ranks)
+
+
 def train(stage: Stage, state: TrainState, monitor: Monitor, step: Step = take_step) -> bool:
     """Train `state` to the end of the stage; false if `monitor` stopped it before."""
     prefetcher = Prefetcher(stage.step_inputs, stage.plan.end, stage.side_stream)
     stage.objective.prepare()
+    refresh(stage, state)
     while state.step < stage.plan.end:
         set_rate(stage, state)
         values = step(stage, state, prefetcher.at(state.step))
+        if stage.sampler is not None:
+            values |= stage.sampler.values(state.step)
         state.step += 1
+        refresh(stage, state)
         prefetcher.prepare(state.step)
         if stage.ranks.agree(monitor.step_done(state, values)):
             return False

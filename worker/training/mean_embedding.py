@@ -44,7 +44,7 @@ class MeanEmbedding:
             handle.remove()
 
     def _hook(self, model: Model) -> Any:
-        head = last_layer(model)
+        head = last_layer(model) or model.codebook
         if model.config.predicts_tokens:
             self._source = "hidden states"
             body: Any = model.network.base_model

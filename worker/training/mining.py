@@ -22,8 +22,8 @@ from worker.machine import sample_memory
 from worker.protocol import Log, PhaseBegan, Send
 from worker.students.model import Model
 from worker.tasks.base import Figures
-from worker.tasks.prediction import evaluating
 from worker.training.job_inputs import JobInputs
+from worker.training.shared_vectors import from_first, shared_vectors
 
 MESSAGES = 10
 """Most messages about the texts done."""
@@ -49,7 +49,7 @@ def mine_negatives(
     vectors = _encoded(finder, samples, texts.rows, send, stop, ranks)
     if vectors is None:
         return None
-    found = _of_the_first(mine(samples, texts, vectors, spec), device, ranks)
+    found = Mined(*(from_first(part.to(device), ranks).cpu() for part in mine(samples, texts, vectors, spec)))
     figures = _figures(by, spec, len(texts.documents), found)
     if not figures["negatives"]:
         message = f"of {figures['texts']} texts none is a negative of any query: {figures['filtered']} were filtered"
@@ -63,26 +63,16 @@ def _encoded(
     finder: Model, samples: Batch, rows: Tensor, send: Send, stop: Callable[[], bool], ranks: SingleProcess
 ) -> Tensor | None:
     """Vectors (T, D) float32 of these rows (T,) int64, the same on all ranks; none: `stop` has interrupted it."""
-    device, count, logged = next(finder.parameters()).device, len(rows), 0
-    vectors, computed = torch.zeros(count, finder.config.outputs, device=device), torch.zeros(count, 1, device=device)
+    count, logged = len(rows), 0
+    vectors: list[Tensor] = []
     for begin in range(0, count, EVAL_BATCH):
         if ranks.agree(stop()):
             return None
         if begin * MESSAGES // count > logged:
             logged = begin * MESSAGES // count
             send(Log(message=f"mining: {begin} of {count} texts are encoded"))
-        part = ranks.share(torch.arange(begin, min(begin + EVAL_BATCH, count)))
-        taken = samples.take(rows[part].to(samples.storage_device)).inputs[finder.input_key]
-        with evaluating(finder):
-            vectors[part.to(device)] = finder(taken).float()
-        computed[part.to(device)] = 1.0
-    return ranks.sum(vectors) / ranks.sum(computed)  # few texts are computed by all ranks
-
-
-def _of_the_first(found: Mined, device: torch.device, ranks: SingleProcess) -> Mined:
-    """What the first of the ranks has found: kinds of machines may differ in the last digit."""
-    own = [part.to(device) if ranks.first else torch.zeros_like(part, device=device) for part in found]
-    return Mined(*(ranks.sum(part).cpu() for part in own))
+        vectors.append(shared_vectors(finder, samples, rows[begin : begin + EVAL_BATCH], ranks))
+    return torch.cat(vectors)
 
 
 def _figures(finder: str, spec: Mining, documents: int, found: Mined) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
 from worker.training import checkpoint
 from worker.training.compiled import training_forward
-from worker.training.loop import Monitor, Stage, Step, TrainableModule, take_step, train
+from worker.training.label_sample import label_sample
+from worker.training.loop import BatchSampler, Monitor, Stage, Step, TrainableModule, take_step, train
 from worker.training.state import TrainState
 from worker.training.step_inputs import choose_side_stream
 
@@ -103,6 +104,7 @@ def build_stages(
     seed: int,
     ranks: SingleProcess = SINGLE_PROCESS,
     modules: Mapping[str, nn.Module] = {},
+    sampler: BatchSampler | None = None,
 ) -> list[Stage]:
     """The stages of a job in their order; the trained modules of their losses are added to `state.aux_modules`, and so
     are `modules` by name, which learn in the main training."""
@@ -116,6 +118,7 @@ def build_stages(
         student.config.outputs,
         seed,
         student_head=last_layer(student),
+        codes=None if task.predicts_tokens or student.codebook is None else student.codebook.codes,
         everywhere=lambda value: ranks.sum(value.clone()),
         samples=len(samples),
         classes=_classes_in(samples),
@@ -155,7 +158,9 @@ def build_stages(
                 trains_student=spec.trains == "student",
                 ranks=ranks,
                 side_stream=side_stream,
+                sampler=sampler,
                 prefetches_teachers=_prefetches_teachers(task, job, objective),
+                label_sample=label_sample(job, student) if spec.trains == "student" else None,
             )
         )
     return stages

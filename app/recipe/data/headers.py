@@ -56,13 +56,16 @@ def _columns(data: Table, line: str) -> Sequence[str] | None:
 def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -> SampleFacts | list[Problem]:
     keys = [("data.input_key", data.input_key), ("data.label_key", data.label_key)]
     there = "one of " + ", ".join(sorted(archive))
-    if not task.needs_labels and data.label_key not in archive:
-        keys = keys[:1]
+    labelled = data.is_labelled(param) and (task.needs_labels or data.label_key in archive)
+    keys = keys if labelled else keys[:1]
     missing = [Problem(field, f"{param} has no array {key!r}", there) for field, key in keys if key not in archive]
     if missing:
         return missing
-    inputs, labels = archive[data.input_key], archive.get(data.label_key)
+    inputs, labels = archive[data.input_key], archive.get(data.label_key) if labelled else None
+    second = data.at(param).second_key
     wrong = list(_input_problems(data, task, inputs, param))
+    if second is not None:
+        wrong += _second_problems(data, second, archive, param)
     if labels is not None:
         wrong += _label_problems(data, task, inputs, labels, param)
     if data.mask_key is not None and data.is_evaluated(param):
@@ -74,6 +77,7 @@ def _of_archive(data: ImageData, task: TaskSpec, archive: Archive, param: str) -
         return [Problem(param, *given)]
     count, *rest = inputs.shape
     size = 1 if inputs.dtype == "u1" and len(inputs.shape) > 2 else 4
+    size *= 1 if second is None else 2
     outputs = (None, None) if labels is None else (task.targets_in(labels), task.classes_in(labels))
     return SampleFacts(count, given, size * math.prod(rest), inputs.dtype == "u1", *outputs)
 
@@ -100,6 +104,18 @@ def _label_problems(
         yield Problem(param, f"array {data.label_key!r} has {found}", task.label_shape)
     elif inputs.shape and labels.shape[0] != inputs.shape[0]:
         yield Problem(param, f"{inputs.shape[0]} samples but {labels.shape[0]} labels", "one label per sample")
+
+
+def _second_problems(data: ImageData, key: str, archive: Archive, param: str) -> Iterator[Problem]:
+    """Problems of the second images of pairs."""
+    first, second, field = archive[data.input_key], archive.get(key), "data.second_key"
+    if param == "data.eval" and data.eval_second_key is not None:
+        field = "data.eval_second_key"
+    if second is None:
+        yield Problem(field, f"{param} has no array {key!r}", f"one of {', '.join(sorted(archive))}")
+    elif (second.shape, second.dtype) != (first.shape, first.dtype):
+        found = f"array {key!r} has shape {second.shape} and dtype {second.dtype}"
+        yield Problem(field, found, f"shape {first.shape} and dtype {first.dtype}, as array {data.input_key!r}")
 
 
 def _mask_problems(data: ImageData, key: str, archive: Archive, param: str) -> Iterator[Problem]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from app.recipe.data.augmentation import ColorJitter, Crop, Flip, Grayscale, RandAugment, SelfMix
 from app.recipe.data.facts import SampleFacts
-from app.recipe.data.sources import ColumnsField, Data, Table
+from app.recipe.data.sources import ColumnsField, Data, ImageData, Table
 from app.recipe.problem import Problem
 from app.recipe.students.inputs import ImageInput, Input
 from app.recipe.tasks import tasks_with
@@ -15,13 +15,18 @@ from app.recipe.tasks.base import TaskSpec
 
 PAIRS = "data.augment.pairs"
 """Option of the tasks whose labels mirroring changes."""
+OPTIONS = ("unseen_classes", "normal_classes", "second_key", "eval_second_key", "mask_key", "mask_column")
+"""Fields of formats that are for some tasks."""
 
 
-def sample_problems(data: Data, train: SampleFacts | None, held_out: SampleFacts | None) -> Iterator[Problem]:
-    """Problems of training and evaluation samples that differ, or are too few to be divided."""
-    if train and held_out and train.input != held_out.input:
-        found = f"samples are {held_out.input.size}"
-        yield Problem("data.eval", found, f"{train.input.size}, as in data.train")
+def sample_problems(
+    data: Data, train: SampleFacts | None, others: Mapping[str, SampleFacts | None]
+) -> Iterator[Problem]:
+    """Problems of training samples and those of other files, by the field that names each, that differ, or are too few
+    to be divided."""
+    for param, other in others.items():
+        if train and other and train.input != other.input:
+            yield Problem(param, f"samples are {other.input.size}", f"{train.input.size}, as in data.train")
     if train and data.holds_out and train.count < 2:
         found = "one sample can't be split into training and evaluation"
         yield Problem("data.train", found, "two or more, or data.eval")
@@ -36,7 +41,9 @@ def data_problems(data: Data, task: TaskSpec, train: SampleFacts | None) -> Iter
         found = f"is given, but {task.name} does not answer with numbers to learn"
         yield Problem("data.targets_transform", found, "none")
     yield from _unseen_problems(data, task)
-    yield from _option_problems(data, task, ("unseen_classes", "normal_classes", "mask_key", "mask_column"))
+    if isinstance(data, ImageData) and data.eval_second_key is not None and data.holds_out:
+        yield Problem("data.eval_second_key", "is given, and there is no data.eval", "null, or data.eval")
+    yield from _option_problems(data, task, OPTIONS)
     if task.compares_views and not data.augment:
         found = f"is empty, and {task.name} compares two augmented views of each image"
         yield Problem("data.augment", found, "augmentations such as resized-crop, flip, color-jitter and grayscale")
@@ -66,6 +73,8 @@ def _unseen_problems(data: Data, task: TaskSpec) -> Iterator[Problem]:
     if data.unseen_classes is not None and not data.holds_out:
         found = "is given, and data.eval has the samples to evaluate on"
         yield Problem("data.unseen_classes", found, "null, or no data.eval")
+    elif data.unseen_classes is not None and data.has_pairs():
+        yield Problem("data.unseen_classes", "is given, and samples are pairs, without classes", "null")
 
 
 def _option_problems(data: Data, task: TaskSpec, names: Sequence[str]) -> Iterator[Problem]:
@@ -90,6 +99,7 @@ def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
         **usual,
         "candidate_columns": "none",
         "corpus": "none",
+        "label_texts": "none",
         "mining": "none",
         "label_separator": "none",
     }.items():

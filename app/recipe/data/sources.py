@@ -97,6 +97,9 @@ class Data(Spec):
     """Epochs after which the draws repeat, so that a teacher's outputs can be cached; none: every epoch has new
     draws."""
 
+    further_files: ClassVar[tuple[str, ...]] = ("corpus", "label_texts")
+    """Fields that name files beside those of samples, in formats that have them."""
+
     @classmethod
     def format_name(cls) -> str:
         """The value of `format` for this class."""
@@ -115,16 +118,24 @@ class Data(Spec):
     @property
     def files(self) -> dict[str, str]:
         """Files to read, by the path of the field that names them."""
-        named = {f"data.{name}": getattr(self, name, None) for name in ("train", "eval", "corpus")}
+        named = {f"data.{name}": getattr(self, name, None) for name in ("train", "eval", *self.further_files)}
         return {param: reference for param, reference in named.items() if reference is not None}
 
     def at(self, param: str) -> Self:
         """The settings for the file that the field `param` names."""
         return self
 
+    def has_pairs(self, param: str = "data.train") -> bool:
+        """Whether a sample of the file that the field `param` names has two inputs."""
+        return False
+
     def is_evaluated(self, param: str) -> bool:
         """Whether samples of the file that the field `param` names are evaluated on."""
         return param == "data.eval" or self.holds_out
+
+    def is_labelled(self, param: str) -> bool:
+        """Whether labels are read from the file that the field `param` names: not from one of a diagnostic."""
+        return param.startswith("data.")
 
     @model_validator(mode="after")
     def _cycles_something(self) -> Self:
@@ -162,18 +173,20 @@ class Table(Texts):
     """Formats with named columns."""
 
     input_columns: Columns
-    """Columns of the model's inputs: one of texts, two for pairs of texts, one of images, or any number of columns of
-    numbers. For causal-lm one column of texts, or of chats: lists of messages with `role` and `content`, of which the
-    messages of the role `assistant` are learned. For token-classification one column of lists of words."""
+    """Columns of the model's inputs: one of texts, two for pairs of texts, one of images, for image-embedding also two
+    for pairs of images, or any number of columns of numbers. For causal-lm one column of texts, or of chats: lists of
+    messages with `role` and `content`, of which the messages of the role `assistant` are learned. For
+    token-classification one column of lists of words."""
 
     label_columns: MaybeColumns = []
     """Columns of the targets: one of classes (whole numbers from 0, or names), or columns of numbers. For
     multi-label-classification a column of 0 and 1 for each class, with its name, or one column of lists of names;
     for token-classification one column of lists of tags, one for every word. For keypoints in the order x, y of each
-    point, as fractions of the image's width and height. For embeddings the score of a pair, or the list of the scores
-    of all candidates in their order, positives first, if there are scores; for causal-lm none: a text is its own
-    target; for self-supervised one of classes, for evaluation alone, or none; for anomaly-detection one of classes, or
-    none if all images are normal. Required for all other tasks."""
+    point, as fractions of the image's width and height. For image-embedding one of classes, or of pairs one of 1 if
+    both images are of one class and 0 if not. For embeddings the score of a pair, or the list of the scores of all
+    candidates in their order, positives first, if there are scores; for causal-lm none: a text is its own target; for
+    self-supervised one of classes, for evaluation alone, or none; for anomaly-detection one of classes, or none if all
+    images are normal. Required for all other tasks."""
 
     candidate_columns: Candidates = []
     """For embeddings: columns of lists of texts, the candidates for the query in `input_columns`: one column whose
@@ -186,10 +199,11 @@ class Table(Texts):
 
     eval_input_columns: Columns | None = None
     """For embeddings: the two columns of texts in `eval`, or the one of its queries, if they differ from those of
-    `train`; none: as in `train`."""
+    `train`; for image-embedding the one or two of images. None: as in `train`."""
 
     eval_label_columns: MaybeColumns | None = None
-    """For embeddings: the column of scores in `eval`, if it differs from that of `train`; none: as in `train`."""
+    """For embeddings the column of scores in `eval`, for image-embedding that of its classes or pairs, if it differs
+    from that of `train`; none: as in `train`."""
 
     eval_candidate_columns: Candidates | None = None
     """For embeddings: the columns of candidates in `eval`, if they differ from those of `train`; an empty list: it has
@@ -202,6 +216,16 @@ class Table(Texts):
     corpus_column: Key = "text"
     """Column of the texts in `corpus`."""
 
+    label_texts: Reference | None = None
+    """For a student `dual-encoder`: file with the text of each label, one label in each row; in the same format. It may
+    have more labels than the data. None: the text of a label is its name, if `student.label_texts` has no other."""
+
+    label_text_columns: Annotated[list[Key], Field(min_length=2, max_length=2), AfterValidator(_each_once)] = [
+        "label",
+        "text",
+    ]
+    """Columns of the labels' names and of their texts in `label_texts`."""
+
     mining: Mining | None = None
     """For embeddings of pairs or of queries with candidates: before training, the teacher, or without one the student
     as it starts, finds hard negatives for each query of `train` among the second texts or candidates of all. They
@@ -212,14 +236,16 @@ class Table(Texts):
         """Columns that a model's inputs are made of."""
         return [*self.input_columns, *self.candidate_columns]
 
+    def has_pairs(self, param: str = "data.train") -> bool:
+        return len(self.at(param).input_columns) == 2
+
     def at(self, param: str) -> Self:
-        if param == "data.corpus":
-            alone: dict[str, Any] = {
-                "input_columns": [self.corpus_column],
-                "label_columns": [],
-                "candidate_columns": [],
-            }
-            return self.model_copy(update=alone)
+        alone = {"data.corpus": [self.corpus_column], "data.label_texts": self.label_text_columns}
+        if param in alone:
+            columns: dict[str, Any] = {"input_columns": alone[param], "label_columns": [], "candidate_columns": []}
+            return self.model_copy(update=columns)
+        if not self.is_labelled(param):
+            return self.model_copy(update={"label_columns": []})
         if param != "data.eval":
             return self
         own = {name: getattr(self, f"eval_{name}") for name in get_args(ColumnsField)}
@@ -249,12 +275,27 @@ class ImageData(Data):
     image's width and height. For self-supervised, and of normal images for anomaly-detection, a file may be without
     it."""
 
+    second_key: Key | None = None
+    """For image-embedding: name of the array of the second images of pairs, of the shape and type of the first ones;
+    labels are then 1 if both images are of one class and 0 if not. None: samples are single images."""
+
+    eval_second_key: Key | None = None
+    """For image-embedding: the same for `eval`, to evaluate on pairs; none: as in `train`."""
+
     mask_key: Key | None = None
     """For anomaly-detection: name of the array of masks (N, H, W) in the file to evaluate on, integers or booleans that
     are not 0 at anomalous pixels; none: pixels are not evaluated."""
 
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """Order of the axes of a four-dimensional array of images."""
+
+    def has_pairs(self, param: str = "data.train") -> bool:
+        return self.at(param).second_key is not None
+
+    def at(self, param: str) -> Self:
+        if param != "data.eval" or self.eval_second_key is None:
+            return self
+        return self.model_copy(update={"second_key": self.eval_second_key})
 
 
 class PictureTable(Table, Pictures):

@@ -8,7 +8,10 @@ from app.recipe.base import OneOf
 from app.recipe.diagnostics.anomaly_maps import AnomalyMaps
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
+from app.recipe.diagnostics.curvature import Hessian, LossLandscape
 from app.recipe.diagnostics.decision_boundary import DecisionBoundary
+from app.recipe.diagnostics.frozen_features import LinearEvaluation, WideDeep
+from app.recipe.diagnostics.mahalanobis import Mahalanobis
 from app.recipe.diagnostics.robustness import Robustness
 
 __all__ = [
@@ -18,11 +21,26 @@ __all__ = [
     "DecisionBoundary",
     "Diagnostic",
     "DiagnosticSpec",
+    "Hessian",
+    "LinearEvaluation",
+    "LossLandscape",
+    "Mahalanobis",
     "Robustness",
+    "WideDeep",
     "parts_of",
 ]
 
-DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (Calibration, Robustness, DecisionBoundary, AnomalyMaps)
+DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (
+    Calibration,
+    Robustness,
+    DecisionBoundary,
+    Mahalanobis,
+    Hessian,
+    LossLandscape,
+    LinearEvaluation,
+    WideDeep,
+    AnomalyMaps,
+)
 """All kinds."""
 Diagnostic = Annotated[DiagnosticSpec, OneOf(DIAGNOSTICS)]
 

@@ -6,12 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from app.recipe.attacks import AttackSpec
 from app.recipe.base import Answer, InputKind, Paper
-from app.recipe.diagnostics.base import DiagnosticSpec
+from app.recipe.diagnostics.base import DiagnosticSpec, MeasuredAttack
 
 
-class Robustness(AttackSpec, DiagnosticSpec):
+class Robustness(MeasuredAttack, DiagnosticSpec):
     """Accuracy of the student and of every teacher on held-out images as they are, attacked in one step (FGSM) and in
     several (PGD), each model by attacks on itself.
 
@@ -23,11 +22,6 @@ class Robustness(AttackSpec, DiagnosticSpec):
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
     applies: ClassVar[str] = "Classification of images."
     kind: Literal["robustness"] = "robustness"
-    steps: int = Field(20, ge=1, le=1000)
-    """Gradient steps of PGD."""
-    random_start: Literal["normal", "uniform", "none"] = "uniform"
-    """Where PGD begins: at the image with normal noise of standard deviation 0.001 of the pixels' range, anywhere
-    within the bound (`uniform`), or at the image itself."""
     limit: int | None = Field(1000, ge=1)
     """Most held-out samples that are attacked, drawn by the job's seed; none: all of them."""
 

@@ -16,8 +16,11 @@ def diagnostic_problems(job: JobSpec, held_out: int | None) -> Iterator[Problem]
         if not job.task_spec.fits(type(diagnostic)):
             refusal = job.task_spec.refusal(type(diagnostic))
             yield Problem(f"{path}.kind", refusal, "a diagnostic for this task, or none")
-        elif diagnostic.needs_teacher and not job.all_teachers:
+            continue
+        if diagnostic.needs_teacher and not job.all_teachers:
             found = f"{kind} compares with a teacher, and there is none"
             yield Problem(f"{path}.kind", found, "a job with a teacher, or another diagnostic")
-        elif held_out is not None:
+            continue
+        yield from diagnostic.input_problems(path, job.task_spec.reads)
+        if held_out is not None:
             yield from diagnostic.problems(path, parts_of(held_out, diagnostic)[1])

@@ -14,7 +14,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from app.recipe.losses.base import LossSpec, Softened, Temperature
-from app.recipe.losses.class_vectors import Cfcd, NormFace, Unpg
+from app.recipe.losses.class_vectors import Cfcd, CfcdLocal, NormFace, Unpg
 from app.recipe.losses.classification import Aldr, AnyLoss, BinaryLoss, CompSum, EnsLoss, L2Svm, LabelLoss, Ldr, ZLoss
 from app.recipe.losses.embeddings import (
     Contrastive,
@@ -95,6 +95,7 @@ __all__ = [
     "BinaryKd",
     "BinaryLoss",
     "Cfcd",
+    "CfcdLocal",
     "CompSum",
     "Contrastive",
     "CrossEntropy",
@@ -210,6 +211,7 @@ Loss = Annotated[
     | NormFace
     | Unpg
     | Cfcd
+    | CfcdLocal
     | NtXent,
     Field(discriminator="kind"),
 ]

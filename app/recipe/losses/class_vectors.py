@@ -13,17 +13,27 @@ from pydantic import Field, model_validator
 from app.recipe.base import Fraction, InputKind, NonNegative, Paper, Positive
 from app.recipe.losses.embeddings import EmbeddingTerm
 from app.recipe.losses.features import PartName
+from app.recipe.losses.taps import Tap, Taps
+from app.recipe.losses.weights import Weight
 
 Margin = Literal["none", "cosface", "arcface"]
 MarginSize = Annotated[float, Field(ge=0.0, le=1.0)]
+CFCD = Paper(
+    "Coarse-to-Fine: Learning Compact Discriminative Representation for Single-Stage Image Retrieval", "2308.04008"
+)
 USUAL_MARGINS = {"none": 0.0, "cosface": 0.35, "arcface": 0.5}
 
 
-class ClassVectorTerm(EmbeddingTerm):
-    """A term that compares vectors with a weight vector for each class."""
+class ClassTerm(EmbeddingTerm):
+    """A term that learns vectors of images from their classes."""
 
     needs_teacher: ClassVar[bool] = False
     reads: ClassVar[tuple[InputKind, ...]] = ("images",)
+
+
+class ClassVectorTerm(ClassTerm):
+    """A term that compares vectors with a weight vector for each class."""
+
     name: PartName = "classes"
     """Name of the weight vectors: terms and stages with the same name share them."""
 
@@ -73,7 +83,8 @@ class Unpg(MarginTerm):
     """UNPG: a softmax of cosines with a margin, whose negatives are the class weights and the pairs of the batch.
 
     The cosines of all pairs of different classes, but outliers, are further logits of every sample: negatives of
-    classification and of metric learning at once. A batch without such a pair has the softmax alone.
+    classification and of metric learning at once. A batch without such a pair has the softmax alone. Pairs are computed
+    some rows at a time, so that memory is linear in the batch.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -98,12 +109,10 @@ class Cfcd(ClassVectorTerm):
     """MadaCos, the global loss of CFCD: a softmax of cosines whose scale and margin follow from each batch.
 
     Both are set so that the sample with the median cosine has a probability of alpha, however well the classes are
-    told apart; they have no gradient. The local descriptors of the paper's second stage are not part of it.
+    told apart; they have no gradient. The paper's second stage adds `cfcd-local`.
     """
 
-    paper: ClassVar[Paper | None] = Paper(
-        "Coarse-to-Fine: Learning Compact Discriminative Representation for Single-Stage Image Retrieval", "2308.04008"
-    )
+    paper: ClassVar[Paper | None] = CFCD
     couples_rows: ClassVar[bool] = True
     equation: ClassVar[str] = (
         "-log softmax(s c')_y, c'_y = c_y - max(0, M - log(B alpha / (1 - alpha)) / s), M the lower median of the c_y, "
@@ -117,3 +126,42 @@ class Cfcd(ClassVectorTerm):
     """B: that of the sample with the median cosine, or the mean or lower median over the batch."""
     most_scale: Positive = 512.0
     """The largest scale, which grows without bound as the median approaches 1."""
+
+
+class CfcdLocal(ClassTerm):
+    """Local mining of CFCD's second stage: local features of two images of a class match, and differ from the nearest
+    ones of other classes' images.
+
+    Of each image the positions of a feature map with the longest vectors are its local features, divided by their
+    length. Each image is compared with the next one of its class in the batch: local features match that are nearest
+    to each other, clearly nearer than the second, and among the longer half of the other image's. Of the images of
+    other classes those with the most similar vectors are negatives, each with the local feature that is nearest to a
+    matched one. An image without a match, or alone in its class, has a loss of 0.
+    """
+
+    paper: ClassVar[Paper | None] = CFCD
+    couples_rows: ClassVar[bool] = True
+    equation: ClassVar[str] = (
+        "sum over matches (q, p) and negatives of max(0, |q - p|^2 - |q - n|^2 + margin), n the nearest local feature "
+        "of the negative to q"
+    )
+    applies: ClassVar[str] = (
+        "Image embeddings with classes, beside `cfcd` or another loss of vectors, with several samples of a class in a "
+        "batch (`samples_per_class`); convolutional students. Not with `accumulate` above 1, nor several processes."
+    )
+    kind: Literal["cfcd-local"] = "cfcd-local"
+    weight: Weight = 0.05
+    """Factor of this term in the objective: a number, or a ramp over a stage."""
+    feature: Tap
+    """The student's map (B, C, H, W) with the local features, of two positions or more."""
+    features: int = Field(64, ge=2, le=1024)
+    """Local features of an image; all positions of the map if it has fewer."""
+    negatives: int = Field(6, ge=1, le=64)
+    """Images of other classes that each image is compared with; fewer if the batch has fewer."""
+    ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Largest distance of a match, as a share of that to the second-nearest local feature."""
+    margin: NonNegative = 0.1
+    """Least difference of the squared distances, which are at most 4."""
+
+    def taps(self) -> Taps:
+        return Taps(student=(self.feature,))

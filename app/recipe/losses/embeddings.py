@@ -72,7 +72,7 @@ class SimilarityMatrix(EmbeddingTerm):
 
 
 class PairTerm(EmbeddingTerm):
-    """A term that needs pairs of texts."""
+    """A term that needs pairs, of texts unless it reads others."""
 
     reads: ClassVar[tuple[InputKind, ...]] = ("texts",)
     needs_scores: ClassVar[bool] = False
@@ -125,15 +125,19 @@ class Contrastive(PairTerm):
 
 
 class PairScore(PairTerm):
-    """Squared difference between the cosine of a pair and its score, scaled to 0 to 1."""
+    """Squared difference between the cosine of a pair and its score, scaled to 0 to 1.
 
+    The score of a pair of images is 1 if they are of one class, and else 0.
+    """
+
+    reads: ClassVar[tuple[InputKind, ...]] = ("texts", "images")
     needs_teacher: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper(
         "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks", "1908.10084"
     )
     equation: ClassVar[str] = "(cos(a, b) - (score - lowest) / (highest - lowest))^2"
-    applies: ClassVar[str] = "Embeddings of pairs with scores."
+    applies: ClassVar[str] = "Embeddings of pairs of texts with scores, and of pairs of images."
     kind: Literal["pair-score"] = "pair-score"
     lowest: Score = 0.0
     """Score of a pair of unrelated texts."""

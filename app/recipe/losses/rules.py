@@ -25,9 +25,10 @@ from app.recipe.methods.base import STUDENT
 from app.recipe.methods.supernet import Supernet
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import ZOO
+from app.recipe.students.derived import network_of
 from app.recipe.students.heads import SvmHead
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.students.shrink import Unshrinkable
 
 MAIN = "recipe.losses"
 """Path of the losses of the main training."""
@@ -91,6 +92,7 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
         yield Problem(f"{path}.centered", found, "false")
     if isinstance(term, PairLoss):
         yield from _pair_problems(job, term, path)
+    yield from job.task_spec.loss_problems(job.data, term, path)
     if isinstance(term, Dexml) and job.task_spec.answers == "labels" and term.temperature is not None:
         found = f"is {term.temperature:g}, and the logits of labels are not divided"
         yield Problem(f"{path}.temperature", found, "null; student.temperature divides the cosines of a dual-encoder")
@@ -106,6 +108,8 @@ def _term_problems(job: JobSpec, term: Loss, path: str, names: Sequence[str]) ->
 
 def _pair_problems(job: JobSpec, term: PairLoss, path: str) -> Iterator[Problem]:
     if not isinstance(job.data, Table) or not job.task_spec.fits(type(term)) or job.task_spec.answers != "vectors":
+        return
+    if "images" in job.task_spec.reads:
         return
     listed = bool(job.data.candidate_columns) or job.data.mining is not None
     if isinstance(term, PairScore) and listed:

@@ -9,6 +9,7 @@ from pydantic import Field
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.export_only import ExportOnly
 from app.recipe.methods.hpm import Hpm
 from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
@@ -19,6 +20,7 @@ from app.recipe.methods.sequence_level import SequenceLevel
 from app.recipe.methods.smooth_adversarial import SmoothAdversarial
 from app.recipe.methods.supernet import Supernet
 from app.recipe.methods.supervised import Supervised
+from app.recipe.methods.untrained import Untrained
 
 Method = Annotated[
     Supervised
@@ -32,7 +34,9 @@ Method = Annotated[
     | SmoothAdversarial
     | BoundarySamples
     | Supernet
-    | Hpm,
+    | Hpm
+    | Untrained
+    | ExportOnly,
     Field(discriminator="kind"),
 ]
 METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])

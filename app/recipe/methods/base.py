@@ -41,6 +41,8 @@ class MethodSpec(TaskOption):
     once in a step."""
     minimises_losses: ClassVar[bool] = True
     """Whether its steps minimise `recipe.losses`; otherwise there are none, and it has losses of its own."""
+    trains: ClassVar[bool] = True
+    """Whether it takes steps, and a model is published at its end."""
     divides: ClassVar[frozenset[str]] = frozenset()
     """Kinds of losses that couple the samples of a batch, and that its steps compute in parts all the same."""
 
@@ -51,6 +53,11 @@ class MethodSpec(TaskOption):
         """Sub-spaces of sizes that the student is searched in, which is a `shrink` without sizes; none: it is trained
         as it is described."""
         return []
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether its steps differentiate the gradient of the student."""
+        return False
 
     @property
     def learns_from_teacher(self) -> bool:

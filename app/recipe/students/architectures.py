@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
-from app.recipe.students.heads import Head, LinearHead
-from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.students.conversion import Convert
+from app.recipe.students.conversion import Shrink as Shrink  # both are imported from here, too
+from app.recipe.students.conversion import Width as Width
+from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
+from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, network_alone
 from app.recipe.students.layers import (
     Activation,
     Attention,
@@ -18,31 +20,41 @@ from app.recipe.students.layers import (
     Gelu,
     ImageNorm,
     LayerNorm,
+    MlpActivation,
     Relu,
     SoftmaxAttention,
     TokenNorm,
     by_default,
 )
 from app.recipe.students.pooling import Pooling
+from app.recipe.students.quantisation import Quantisation
 from app.recipe.students.reconstruction_settings import Reconstruction
+from app.recipe.students.replacements import Replacements, no_replacements
 from app.recipe.students.text_transformer import TextTransformer as TextTransformer  # imported from here by all
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
-Width = Annotated[int, Field(ge=1, le=16_384)]
+
+class BuiltIn(Option):
+    """Base of the networks of this project."""
+
+    quantise: Quantisation | None = Field(None, exclude_if=lambda value: value is None)
+    """Quantisation of its convolutions and linear layers, in training and in the exported model; none: float32."""
 
 
-class Mlp(Option):
-    """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
+class Mlp(BuiltIn):
+    """Multi-layer perceptron over the flattened image: linear layers with an activation behind each but the last."""
 
     architecture: Literal["mlp"] = "mlp"
     hidden: list[Width] = Field(default=[64], max_length=16)
     """Width of each hidden layer, in units; an empty list gives a linear classifier."""
+    activation: MlpActivation = by_default(Relu())
+    """Activation after each hidden layer."""
     head: Head = by_default(LinearHead())
     """Last layer, from the features to the outputs."""
 
 
-class CifarResNet(Option):
+class CifarResNet(BuiltIn):
     """ResNet for small images: three stages of basic blocks, parameter-free (option A) shortcuts."""
 
     paper: ClassVar[Paper | None] = Paper("Deep Residual Learning for Image Recognition", "1512.03385")
@@ -62,7 +74,7 @@ class CifarResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class WideResNet(Option):
+class WideResNet(BuiltIn):
     """Wide residual network: pre-activation basic blocks in three stages, 1x1 shortcuts where the width changes."""
 
     paper: ClassVar[Paper | None] = Paper("Wide Residual Networks", "1605.07146")
@@ -79,7 +91,7 @@ class WideResNet(Option):
     """Last layer, from the features to the outputs."""
 
 
-class Vit(Option):
+class Vit(BuiltIn):
     """Small vision transformer: patch embedding, class token, learned positions, pre-norm blocks."""
 
     paper: ClassVar[Paper | None] = Paper("An Image is Worth 16x16 Words", "2010.11929")
@@ -87,11 +99,13 @@ class Vit(Option):
     patch_size: int = Field(4, ge=1, le=64)
     """Side of a square patch, in pixels; must divide the image's height and width."""
     width: Width = 64
-    """Size of a token's embedding; must be a multiple of `heads`."""
+    """Size of a token's embedding; must be a multiple of `heads`, unless there is a `head_size`."""
     depth: int = Field(4, ge=1, le=64)
     """Number of transformer blocks."""
     heads: int = Field(4, ge=1, le=64)
     """Number of attention heads."""
+    head_size: Width | None = by_default(None)
+    """Numbers of a query, key or value of one head; null: `width / heads`."""
     mlp_ratio: float = Field(4.0, gt=0.0, le=16.0)
     """Width of a block's feed-forward layer as a multiple of `width`."""
     norm: TokenNorm = by_default(LayerNorm())
@@ -104,7 +118,7 @@ class Vit(Option):
     """Last layer, from the features to the outputs."""
 
 
-class CifarVgg(Option):
+class CifarVgg(BuiltIn):
     """VGG with norms for small images: five stages of 3x3 convolutions, halved after the first three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -123,7 +137,7 @@ class CifarVgg(Option):
     """Last layer, from the features to the outputs."""
 
 
-class MobileNetV2(Option):
+class MobileNetV2(BuiltIn):
     """Inverted residual blocks for small images: a stem of stride 2, and two strides fewer than the paper's network."""
 
     paper: ClassVar[Paper | None] = Paper("MobileNetV2: Inverted Residuals and Linear Bottlenecks", "1801.04381")
@@ -140,7 +154,7 @@ class MobileNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-class ShuffleNetV2(Option):
+class ShuffleNetV2(BuiltIn):
     """Split and shuffled channels for small images: a 1x1 stem without pooling, then the paper's three stages."""
 
     paper: ClassVar[Paper | None] = Paper(
@@ -157,42 +171,24 @@ class ShuffleNetV2(Option):
     """Last layer, from the features to the outputs."""
 
 
-MAX_CONFIG_CHARACTERS = 65_536
-SET_FROM_THE_JOB = frozenset(
-    {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
-    | {"transformers_version"}
-)
-"""Keys of a Hugging Face configuration that describe a stored model or its outputs, not its network."""
-
-
-def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
-    if keys := sorted(SET_FROM_THE_JOB & config.keys()):
-        raise ValueError(f"{keys[0]} is set from the job and its data; leave it out")
-    if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
-        raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
-    return require_model_type(config)
-
-
-Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
-"""Numbers of layers, or of a layer's heads, from 0."""
-
-
 class Transformers(Option):
     """A network of the Transformers library, built from its configuration; that library can load its weights."""
 
     architecture: Literal["transformers"] = "transformers"
-    config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
+    config: Annotated[dict[str, JsonValue], AfterValidator(network_alone)]
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
     head: Head = by_default(LinearHead())
-    """Last layer of a language model, from the hidden states to the logits."""
+    """Last layer, from the hidden states to the logits of classes or tokens."""
+    replace: Replacements = no_replacements()
+    """Layers that are built as another kind, in this order; the Transformers library can't load the weights then."""
 
     @model_validator(mode="after")
     def _has_a_head(self) -> Self:
-        accepted = ("linear", "vq-logits") if self.decodes else ("linear",)
-        if self.head.kind not in accepted:
-            raise ValueError(f"head: {self.head.kind} is not for {self.model_type}; accepted: {', '.join(accepted)}")
+        if not isinstance(self.head, LIBRARY_HEADS):
+            found = f"{self.head.kind} is not for networks of the Transformers library"
+            raise ValueError(f"head: {found}; accepted: linear, vq-logits")
         return self
 
     @property
@@ -223,43 +219,6 @@ class Timm(Option):
     data."""
 
 
-class Shrink(Option):
-    """The teacher's architecture with fewer or narrower layers or fewer heads, initialised from the teacher's
-    weights."""
-
-    paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
-    architecture: Literal["shrink"] = "shrink"
-    teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Name of the teacher to shrink; none: the first one."""
-    layers: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """Number of layers to keep, evenly chosen from the first to the last; or the numbers of those to keep, from 0. For
-    a residual network: blocks of each stage, always with the first one. None: all."""
-    width: Width | None = None
-    """Size of a token's embedding, or channels of the first stage; the leading part of each weight is kept. None: the
-    teacher's."""
-    heads: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """Number of a transformer's attention heads to keep in each layer, the leading ones; or the numbers of those to
-    keep, from 0. Every kept head of keys and values must keep the same number of heads that share it. None: as many as
-    fit `width`, because heads keep their size; if heads make up the width, as in `gpt2`, only `width` can be
-    reduced."""
-    hidden: Width | None = None
-    """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
-    init: Literal["teacher", "fresh"] = "teacher"
-    """Source of the weights."""
-
-    @model_validator(mode="after")
-    def _shrinks(self) -> Self:
-        for field, given in (("layers", self.layers), ("heads", self.heads)):
-            if isinstance(given, list) and sorted(set(given)) != given:
-                raise ValueError(f"{field} must rise")
-        return self
-
-    @property
-    def sizes(self) -> list[str]:
-        """Names of the sizes that are given."""
-        return [field for field in ("layers", "width", "heads", "hidden") if getattr(self, field) is not None]
-
-
 class Pretrained(Option, Origin):
     """A stored model that is trained further: its network, weights and preprocessing.
 
@@ -267,6 +226,8 @@ class Pretrained(Option, Origin):
     """
 
     architecture: Literal["pretrained"] = "pretrained"
+    replace: Replacements = no_replacements()
+    """Layers of a network of the Transformers library that are built as another kind, behind those that already are."""
 
 
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -276,7 +237,8 @@ class DualEncoder(TaskOption):
     """One encoder for texts and for the texts of labels: the logit of a label is the cosine of both vectors, divided by
     the temperature.
 
-    All labels are encoded in every step, with gradient. The exported model has their vectors, and encodes texts alone.
+    All labels, or `labels_per_step` of them, are encoded in every step, with gradient. The exported model has their
+    vectors, and encodes texts alone.
     """
 
     paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
@@ -291,6 +253,11 @@ class DualEncoder(TaskOption):
     (`cls`); divided by its length. None: as in the stored encoder, else the mean."""
     temperature: Temperature = 0.05
     """Divides the cosines."""
+    labels_per_step: Annotated[int, Field(ge=2, le=1 << 24)] | None = Field(
+        None, exclude_if=lambda value: value is None
+    )
+    """Labels that are encoded in a step of the training: those of the batch's samples, and others up to this number,
+    drawn anew for every step. The losses are then of these labels alone. None: all of them."""
     label_texts: Annotated[dict[str, LabelText], Field(max_length=1000)] = {}
     """Texts of labels, by the names of the classes; the text of any other class is its name. A text that is longer than
     `data.max_length` tokens loses its end."""
@@ -300,6 +267,8 @@ class DualEncoder(TaskOption):
         network = self.encoder
         if isinstance(network, Transformers) and (network.reads != "texts" or network.decodes):
             raise ValueError(f"encoder: {network.model_type} does not encode texts")
+        if network.replace:
+            raise ValueError("encoder: replace is not for the encoder of a dual-encoder; accepted: none")
         return self
 
 
@@ -350,6 +319,17 @@ Network = Annotated[
 """Networks that can be built from their description."""
 
 
+def opens_in_a_library(network: Network) -> bool:
+    """Whether a public library can load the weights of a network."""
+    return isinstance(network, Timm) or (isinstance(network, Transformers) and not network.replace)
+
+
+def codebook_of(network: object) -> VqLogits | None:
+    """The head of a network or a student, if it is a codebook."""
+    head = network.head if isinstance(network, (*ZOO, Transformers)) else None
+    return head if isinstance(head, VqLogits) else None
+
+
 def reads_texts(network: Network) -> bool:
     """Whether the samples of a network are texts."""
     of_the_library = isinstance(network, Transformers) and network.reads == "texts"
@@ -368,10 +348,11 @@ Student = Annotated[
     | Transformers
     | Timm
     | Shrink
+    | Convert
     | InpFormer
     | Pretrained
     | DualEncoder,
     Field(discriminator="architecture"),
 ]
 """Students of a job."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, InpFormer, Pretrained, DualEncoder)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Convert, InpFormer, Pretrained, DualEncoder)

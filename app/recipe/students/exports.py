@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from app.recipe.cost import LARGEST_GRAPH
 from app.recipe.job import ExportFormat, JobSpec
-from app.recipe.students.architectures import Network, Timm, Transformers
+from app.recipe.students.architectures import BuiltIn, Network, opens_in_a_library
 
 
 class Exports(NamedTuple):
@@ -18,12 +18,14 @@ class Exports(NamedTuple):
 
 def exports_of(job: JobSpec, network: Network, parameters: int) -> Exports:
     """The job's formats; else those for using the student without this service: its weights as safetensors, ONNX, and
-    `torch-export` for a network that no public library can load."""
+    `torch-export` for a network that no public library can load, and the format of its quantisation."""
     if job.export is not None:
         return Exports(job.export, {})
     wanted: list[ExportFormat] = ["safetensors", "onnx"]
-    if not isinstance(network, Transformers | Timm):
+    if not opens_in_a_library(network):
         wanted.append("torch-export")
+    if isinstance(network, BuiltIn) and network.quantise is not None:
+        wanted += network.quantise.formats
     if is_too_large(parameters):
         return Exports([name for name in wanted if name != "onnx"], {"onnx": TOO_LARGE.format(parameters)})
     return Exports(wanted, {})

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from app.recipe.base import EVERY_ANSWER, Answer, NonNegative, OneOf, Paper, Positive, TaskOption
 from app.recipe.losses import CrossEntropy, Kd, Loss
+from app.recipe.losses.features import FeatureTerm
 from app.recipe.losses.taps import Taps
 from app.recipe.problem import Problem
 
@@ -22,6 +23,8 @@ class HeadSpec(TaskOption):
     answers: ClassVar[frozenset[Answer]] = frozenset({"classes"})
     has_bias: ClassVar[bool] = True
     """Whether it has an offset for each output."""
+    by_token: ClassVar[bool] = False
+    """Whether it is for a task that asks for a class of every token, too."""
     kind: str
     """Which head."""
 
@@ -29,6 +32,10 @@ class HeadSpec(TaskOption):
     def further_weights(self) -> int:
         """Trained numbers beside its matrix and its offsets."""
         return 0
+
+    def rows(self, outputs: int) -> int:
+        """Rows of its matrix for so many outputs."""
+        return outputs
 
     def loss_problems(self, term: Loss, path: str) -> Iterator[Problem]:
         """Problems of a loss, found at `path`, on its outputs."""
@@ -39,6 +46,7 @@ class LinearHead(HeadSpec):
     """A linear layer: with a bias, or as the Transformers library has it."""
 
     answers: ClassVar[frozenset[Answer]] = EVERY_ANSWER
+    by_token: ClassVar[bool] = True
     kind: Literal["linear"] = "linear"
 
 
@@ -91,17 +99,18 @@ class NbDiagHead(HeadSpec):
 
 
 class VqLogits(HeadSpec):
-    """For networks of the Transformers library: a codebook, whose K logits the tokens of the vocabulary share.
+    """A codebook, whose K logits all outputs share: for classifiers with many classes, and for language models.
 
-    The teacher's output embeddings are clustered by k-means before training; the cluster of a token stays its code, and
-    the codebook starts as the centres if the teacher is as wide as the student. Cross-entropy and `kd` are computed
-    over the codes, without the logits of the vocabulary. Tokens of one code have equal probabilities, so that the
-    divergence from the teacher can't fall below a bound, which is in the report (`codebook.least_kl`). The stored model
-    has a row for every token, so that the Transformers library loads it, and the codes; the ONNX graph has the
-    codebook.
+    The rows of the teacher's last layer are clustered by k-means before training; the cluster of a class, or token,
+    stays its code, and the codebook starts as the centres if the teacher's features are as wide as the student's.
+    Cross-entropy and `kd` are computed over the codes, from the teacher's mass in each, without the student's logits of
+    all outputs. Those of one code have equal probabilities, of which the first counts as the choice: so the divergence
+    from the teacher can't fall below a bound, nor a classifier's accuracy rise above one, and both are in the report
+    (`codebook`). A model of the Transformers library is stored with a row for every output, so that the library loads
+    it, and the codes; the ONNX graph has the codebook.
     """
 
-    answers: ClassVar[frozenset[Answer]] = frozenset({"tokens"})
+    answers: ClassVar[frozenset[Answer]] = frozenset({"classes", "tokens"})
     has_bias: ClassVar[bool] = False
     paper: ClassVar[Paper | None] = Paper(
         "VQ-Logits: Compressing the Output Bottleneck of Large Language Models via Vector Quantized Logits",
@@ -109,18 +118,23 @@ class VqLogits(HeadSpec):
     )
     kind: Literal["vq-logits"] = "vq-logits"
     codes: int = Field(4096, ge=2, le=1 << 20)
-    """Size K of the codebook; less than the tokens of the vocabulary."""
+    """Size K of the codebook; less than the classes, or tokens of the vocabulary."""
+
+    def rows(self, outputs: int) -> int:
+        return self.codes
 
     def loss_problems(self, term: Loss, path: str) -> Iterator[Problem]:
         if isinstance(term, CrossEntropy) and term.label_smoothing:
-            yield Problem(f"{path}.label_smoothing", "is not 0, and codes stand for different numbers of tokens", "0")
+            yield Problem(f"{path}.label_smoothing", "is not 0, and codes stand for different numbers of outputs", "0")
         elif isinstance(term, Kd) and term.standardize:
-            yield Problem(f"{path}.standardize", "is true, and needs the logits of all tokens", "false")
-        elif not isinstance(term, CrossEntropy | Kd) and term.taps() == Taps():
-            found = f"is {term.kind}, which needs the logits of all tokens, and student.head is {self.kind}"
+            yield Problem(f"{path}.standardize", "is true, and needs the logits of all outputs", "false")
+        elif not isinstance(term, CrossEntropy | Kd) and not (isinstance(term, FeatureTerm) and term.taps() != Taps()):
+            found = f"is {term.kind}, which needs the logits of all outputs, and student.head is {self.kind}"
             yield Problem(f"{path}.kind", found, "cross-entropy, kd, or a loss on features")
 
 
 HEADS: tuple[type[HeadSpec], ...] = (LinearHead, NormalisedHead, SvmHead, NbDiagHead, VqLogits)
 """All kinds."""
+LIBRARY_HEADS: tuple[type[HeadSpec], ...] = (LinearHead, VqLogits)
+"""Those of networks of the Transformers library."""
 Head = Annotated[HeadSpec, OneOf(HEADS)]

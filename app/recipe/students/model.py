@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from app.recipe.base import Positive, Spec
-from app.recipe.students.architectures import DualEncoder, Network, Timm, Transformers
+from app.recipe.students.architectures import DualEncoder, Network, Transformers, opens_in_a_library
 from app.recipe.students.inputs import MAX_COLUMNS as MAX_COLUMNS
 from app.recipe.students.inputs import MAX_LENGTH as MAX_LENGTH  # these are imported from here by the training side
 from app.recipe.students.inputs import MAX_SIDE as MAX_SIDE
@@ -109,6 +109,8 @@ class ModelConfig(Spec):
         encoder = isinstance(network, Transformers) and network.reads == "texts" and not network.decodes
         if self.pooling is not None and not (encoder and self.input.kind == "texts"):
             raise ValueError("an encoder is a network of the Transformers library that reads texts, and no decoder")
+        if self.pooling is not None and isinstance(network, Transformers) and network.replace:
+            raise ValueError("an encoder of texts has no replaced layers")
         if self.embedding is not None and self.embedding.dimensions is not None:
             raise ValueError("the width of an embedding is targets, and dimensions is left out")
         return self
@@ -121,6 +123,8 @@ class ModelConfig(Spec):
                 raise ValueError("a dual-encoder reads texts, and its outputs are labels")
             if not isinstance(network.encoder, Transformers) or network.pooling is None or network.label_texts:
                 raise ValueError("a stored dual-encoder has an encoder of transformers, pooling, and no label_texts")
+            if network.labels_per_step is not None:
+                raise ValueError("a stored dual-encoder has no labels_per_step, which is for its training")
         return self
 
     def _require_decoder(self) -> None:
@@ -175,4 +179,4 @@ class ModelConfig(Spec):
     @property
     def file_name(self) -> str:
         """Name of the file with this description."""
-        return DESCRIPTIONS[0] if isinstance(self.architecture, Transformers | Timm) else DESCRIPTIONS[1]
+        return DESCRIPTIONS[0] if opens_in_a_library(self.architecture) else DESCRIPTIONS[1]

@@ -142,6 +142,14 @@ class TaskSpec:
         found = f"{option.model_fields['kind'].default} is not for {self.name}"
         return f"{found}: {why}" if (why := self.why_unfit(option)) else found
 
+    def rows_per_sample(self, data: Data) -> int:
+        """Vectors that a student computes of a sample to train on."""
+        return 1
+
+    def loss_problems(self, data: Data, term: TaskOption, path: str) -> Iterator[Problem]:
+        """Problems of a loss, which the job lists at `path`, with the kind of samples."""
+        yield from ()
+
     def column_problems(self, data: Table) -> Iterator[Problem]:
         """Problems of the columns that a job names."""
         if not data.label_columns:

@@ -13,6 +13,8 @@ from app.recipe.tasks.base import NUMBER_BYTES, MainMetric, TaskSpec
 
 MANY_LABELS = 8192
 """With more labels than this, targets are lists of the labels that a sample has, and not a number for each label."""
+LISTED_METRICS = ("precision_at_1", "precision_at_3", "precision_at_5", "nll")
+"""Metrics with so many labels; all others need the logits of all samples."""
 ASSUMED_LABELS = 32
 """Most labels of a sample in estimates, where they are listed."""
 
@@ -33,7 +35,7 @@ class MultiLabelSpec(TaskSpec):
         **{"ece": False, "nll": False},
     }
     main_metric = MainMetric("map", higher_is_better=True, tie_breaker="nll", stand_in="precision_at_1")
-    options = frozenset({"data.label_separator"})
+    options = frozenset({"data.label_separator", "data.label_texts"})
     label_shape = "(N, C) of 0 and 1, C at least 2"
 
     def column_problems(self, data: Table) -> Iterator[Problem]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from app.recipe.base import TaskOption
 from app.recipe.data.sources import HfData, ImageData, ImageFolderData, ParquetData, Table
-from app.recipe.losses.class_vectors import ClassVectorTerm
+from app.recipe.losses.class_vectors import ClassTerm
+from app.recipe.losses.embeddings import PairTerm
 from app.recipe.problem import Problem
 from app.recipe.students.hugging_face import IMAGE_MODEL_TYPES
 from app.recipe.tasks.base import MainMetric, TaskSpec
@@ -36,7 +37,7 @@ class SelfSupervisedSpec(TaskSpec):
         return super().fits(option) and not self.why_unfit(option)
 
     def why_unfit(self, option: type[TaskOption]) -> str:
-        return "it learns from labels" if issubclass(option, ClassVectorTerm) else ""
+        return "it learns from labels" if issubclass(option, ClassTerm | PairTerm) else ""
 
     def column_problems(self, data: Table) -> Iterator[Problem]:
         """One column of images, and at most one of classes."""

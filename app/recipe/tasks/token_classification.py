@@ -38,6 +38,8 @@ class TokenClassificationSpec(TaskSpec):
     def why_unfit(self, option: type[TaskOption]) -> str:
         if issubclass(option, LossSpec) and super().fits(option):
             return option.why_not_by_token()
+        if option.of_samples:
+            return "it needs one class for each sample"
         return "it moves tokens away from their tags" if issubclass(option, TokenDelete) else ""
 
     def target_bytes(self, sample: Input, outputs: int) -> int:

@@ -43,6 +43,29 @@ def submit(
 
 
 @command(app)
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A model's id, model_…", show_default=False)],
+    kind: Annotated[list[str], typer.Option(help="A kind of diagnostic. May be repeated.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Training samples: a file, a folder or an id.", show_default=False)],
+    held_out: Annotated[
+        str | None, typer.Option("--eval", help="Held-out samples; default: a share of the training samples.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Set a value, as in data.format=csv or evaluation.diagnostics[0].samples=100."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Watch it until it ends.")] = False,
+) -> CommandOutput | LineOutput:
+    """Run diagnostics of a stored model, as a job that trains nothing. Local data is uploaded first."""
+    client = Client()
+    wanted = documents.diagnosis(kind, data, held_out, assignments or ())
+    job = client.diagnose(model, wanted, folder=Path.cwd())
+    if watch:
+        return _watch(client, [job])
+    return CommandOutput(job, views.show(views.submitted(job)))
+
+
+@command(app)
 def validate(file: JobFile, assignments: Assignments = None) -> CommandOutput:
     """Validate a job without running it: show the resolved job, or all its errors. Local data is uploaded."""
     client = Client()

@@ -15,6 +15,7 @@ from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students.architectures import Student
 from app.recipe.students.heads import Head
 from app.recipe.students.layers import Activation, Attention, Norm
+from app.recipe.students.quantisation import Quantisation
 from app.recipe.teachers.cache import TeacherCache
 from tests.app.conftest import Api
 
@@ -27,6 +28,7 @@ UNIONS = {
     "activations": Activation,
     "attentions": Attention,
     "heads": Head,
+    "quantisations": Quantisation,
     "augmentations": Augment,
     "tokenizers": Tokenizer,
     "formats": AnyData,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.recipe.cost import Cost, known_costs, student_cost
+from app.recipe.cost import known_costs, student_cost
 from app.recipe.students.architectures import (
     ZOO,
     CifarResNet,
@@ -40,6 +40,8 @@ from app.recipe.students.layers import (
     SoftAttention,
     SoftplusAttention,
 )
+from app.recipe.students.quantisation import Binary, Qat, ShiftQuant
+from app.recipe.tally import Cost
 from worker.students import BUILDERS, build
 
 DIGITS, ODD = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=9, width=5)
@@ -155,3 +157,21 @@ def test_costs_grow_with_width() -> None:
     assert small.parameters < large.parameters
     assert small.flops < large.flops
     assert small.peak_activation < large.peak_activation
+
+
+QUANTISED: list[Network] = [
+    Mlp(hidden=[9, 5], quantise=Qat()),
+    Mlp(hidden=[9, 5], quantise=ShiftQuant()),
+    Mlp(hidden=[9, 5, 6], quantise=Binary()),
+    CifarResNet(depth=8, width=8, quantise=Qat()),
+    MobileNetV2(multiplier=0.25, quantise=Qat()),
+    Vit(patch_size=2, width=16, depth=2, quantise=Qat()),
+]
+
+
+@pytest.mark.parametrize("student", QUANTISED, ids=lambda student: f"{student.architecture}-{student.quantise.kind}")
+def test_a_quantised_network_keeps_at_most_its_bound(student: Network) -> None:
+    network, cost = build(student, LARGER, CLASSES), cost_of(student, LARGER)
+    assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+    rounded_weights = cost.parameters / BATCH  # one copy for a whole batch
+    assert kept_elements(network, LARGER) - rounded_weights < 1.15 * cost.activations

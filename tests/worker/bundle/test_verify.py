@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from app.recipe.job import EvaluationSpec
-from worker.bundle.verify import TOLERANCE, allowed_difference, require_finite, require_same, require_same_metrics
+from worker.bundle.verify import (
+    QUANTISED_TOLERANCE,
+    TOLERANCE,
+    allowed_difference,
+    require_finite,
+    require_same,
+    require_same_metrics,
+)
 from worker.errors import SystemFault
 from worker.tasks import task_for
 
@@ -18,11 +25,15 @@ def slacks(task: str, outputs: Tensor, targets: Tensor) -> list[tuple[str, float
 
 def test_outputs_within_the_tolerance_pass_and_beyond_it_fail() -> None:
     live = torch.tensor([[10.0, -3.0], [0.0, 1.0]])
-    require_same("model.onnx", live + 9e-4, live)
+    allowed = allowed_difference(live)
+    require_same("model.onnx", live + 9e-4, live, allowed)
     with pytest.raises(SystemFault, match=r"model\.onnx returns other outputs"):
-        require_same("model.onnx", live + 2e-3, live)
+        require_same("model.onnx", live + 2e-3, live, allowed)
     with pytest.raises(SystemFault):
-        require_same("model.onnx", live * torch.nan, live)
+        require_same("model.onnx", live * torch.nan, live, allowed)
+    require_same("model.onnx", live + 2e-3, live, allowed_difference(live, QUANTISED_TOLERANCE))
+    with pytest.raises(SystemFault):
+        require_same("model.onnx", live + 0.6, live, allowed_difference(live, QUANTISED_TOLERANCE))
 
 
 def test_a_file_that_may_differ_must_still_give_numbers() -> None:

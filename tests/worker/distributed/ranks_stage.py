@@ -18,7 +18,7 @@ from torch.multiprocessing import spawn
 
 from tests.worker.training.builders import NEVER, Played, play, shorten_bundles
 from worker.distributed import launch
-from worker.distributed.group import join
+from worker.distributed.group import join, leave
 from worker.distributed.launch import RankArgs
 from worker.distributed.ranks import DataParallel
 from worker.distributed.shards import FullyShardedDataParallel
@@ -64,7 +64,7 @@ def _play_all(number: int, acts: dict[str, Act], port: str, out: Path, size: int
         reports = {name: [*run.reports, run.word] for name, run in played.items()}
         dumped = {name: [each.model_dump(mode="json") for each in run] for name, run in reports.items()}
         out.write_text(json.dumps(dumped))
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def fail_in_the_second(args: RankArgs) -> None:

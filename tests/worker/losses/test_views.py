@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.recipe.losses import NtXent
 from tests.worker.losses.samples import term_of
-from worker.losses import build_term, views
+from worker.losses import anchors, build_term
 from worker.losses.base import LossInputs
 from worker.losses.builder import LossBuilder
 from worker.losses.views import nt_xent
@@ -51,7 +51,7 @@ def test_some_anchors_at_a_time_are_the_whole(monkeypatch: pytest.MonkeyPatch, a
     vectors = draw(6)
     whole = losses(vectors)
     (expected,) = torch.autograd.grad(whole.square().sum(), vectors)
-    monkeypatch.setattr(views, "AT_ONCE", at_once)
+    monkeypatch.setattr(anchors, "AT_ONCE", at_once)
     parts = losses(vectors)
     (found,) = torch.autograd.grad(parts.square().sum(), vectors)
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)

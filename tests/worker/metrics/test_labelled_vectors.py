@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from worker.metrics import labelled_vectors as metrics
-from worker.metrics.labelled_vectors import chance, class_mean_accuracy, retrieval, verification
+from worker.metrics.labelled_vectors import chance, class_mean_accuracy, pair_verification, retrieval, verification
 
 RECALL_AT = (1, 5, 10)
 
@@ -127,3 +127,16 @@ def test_class_means_are_those_of_every_other_sample() -> None:
     assert found is not None
     assert float(found) == pytest.approx(float((torch.from_numpy(nearest) == labels[~stored]).double().mean()))
     assert class_mean_accuracy(vectors[:3], torch.arange(3)) is None
+
+
+def test_given_pairs_are_verified_as_scikit_learn_does() -> None:
+    random = torch.Generator().manual_seed(3)
+    vectors, same = torch.randn(400, 5, generator=random), torch.randint(2, (200,), generator=random)
+    vectors[1::2] += same.unsqueeze(1) * vectors[0::2]
+    found = pair_verification(vectors, same, ("1e-1", "1e-2"))
+    scores = F.cosine_similarity(vectors[0::2].double(), vectors[1::2].double()).numpy()
+    assert float(found["auc"]) == pytest.approx(roc_auc_score(same.numpy(), scores))
+    for rate in ("1e-1", "1e-2"):
+        false, true, _ = roc_curve(same.numpy(), scores, drop_intermediate=False)
+        assert float(found[f"tar_at_far_{rate}"]) == pytest.approx(true[false <= float(rate)].max())
+    assert pair_verification(vectors, torch.ones(200), ("1e-1",)) == {}

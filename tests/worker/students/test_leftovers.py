@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.worker.students import builders
 from tests.worker.students.test_hugging_face_folder import WORDS, uploaded
-from worker.students import hugging_face
+from worker.students import hugging_face_weights
 from worker.students.leftovers import describe_ignored
 from worker.students.weights import InvalidModel, load_model
 
@@ -108,7 +108,7 @@ def test_a_body_under_its_bare_names_opens_as_the_library_opens_it(tmp_path: Pat
 def test_a_student_that_goes_on_names_them_too(tmp_path: Path) -> None:
     theirs, tensors = old(tmp_path, "bert", "BertForPreTraining")
     fresh = builders.model("bert")
-    ignored = hugging_face.start_from(fresh.network, fresh.config, tensors)
+    ignored = hugging_face_weights.start_from(fresh.network, fresh.config, tensors).ignored
     same_weights(fresh.network, theirs)
     assert "cls.predictions.bias" in ignored
 

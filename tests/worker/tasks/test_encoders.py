@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from app.recipe.job import JobSpec
+from app.recipe.students.model import ModelConfig
 from tests import kinds
 from tests.kinds import BERT, ENCODER, LISTS, PAIRS, small_job
 from tests.worker.training.builders import Played, play, weights
 from worker.data.formats.columns import TextSamples
 from worker.data.tokens import load_tokenizer
 from worker.protocol import Assignment, CachePlace, CheckpointSaved, Failed, Finished, Log, Metrics, PhaseBegan, Stopped
-from worker.students.weights import load_model
+from worker.students.model import Model
+from worker.students.weights import load_model, save_model
 
 Document = dict[str, Any]
 TEXTS = ["red cat runs", "blue", "the old old tree sleeps and runs and sleeps", "house unknown"]
@@ -297,3 +300,21 @@ def test_a_classifier_can_not_teach_vectors(inputs: dict[str, str], tmp_path: Pa
     word = played({**inputs, "encoder": str(tmp_path / "models" / "cnn")}, tmp_path / "job").word
     assert isinstance(word, Failed)
     assert (word.fault, word.param) == ("user", "teacher.model")
+
+
+def test_an_encoder_starts_from_a_stored_classifier_without_its_last_layer(
+    inputs: dict[str, str], tmp_path: Path
+) -> None:
+    encoder = load_model(Path(inputs["encoder"]))
+    outputs: Document = {"task": "text-classification", "classes": 3, "targets": None, "embedding": None}
+    described = ModelConfig.model_validate({**encoder.config.model_dump(), **outputs})
+    stored = tmp_path / "classifier"
+    shutil.copytree(inputs["encoder"], stored)
+    save_model(classifier := Model(described), stored)
+    recipe = {**LEARNED, "max_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e-30, "momentum": 0.0}}
+    student = {"architecture": "pretrained", "model": "classifier"}
+    result = played({**inputs, "classifier": str(stored)}, tmp_path / "job", recipe, student=student)
+    assert isinstance(result.word, Finished), result.word
+    body = classifier.network.state_dict()
+    started = load_model(tmp_path / "job" / "bundle").network.state_dict()
+    torch.testing.assert_close(started, {name: body[f"bert.{name}"] for name in started}, rtol=0, atol=1e-20)

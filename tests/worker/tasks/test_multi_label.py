@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.tasks import many_labels
 from tests.worker.training.builders import finished, play, require_same_bits, with_teacher
 from worker.bundle.verify import allowed_difference, require_same_metrics
 from worker.data import label_sets
@@ -359,7 +360,7 @@ def test_listed_labels_learn_from_a_teacher_that_has_them(tmp_path: Path, monkey
 def test_a_format_that_needs_a_number_for_each_label_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multi_label, "MANY_LABELS", 5)
+    monkeypatch.setattr(many_labels, "MANY_LABELS", 5)
     word = play(many(tmp_path, export=FORMATS), tmp_path).word
     assert isinstance(word, Failed)
     assert word.param == "export"

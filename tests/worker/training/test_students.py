@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from app.recipe.students.architectures import Vit
 from tests.worker.training.builders import play, stage, weights, write_teacher
-from worker.protocol import Failed, Finished
+from worker.protocol import Failed, Finished, Log
 from worker.students.weights import WEIGHTS, load_model
 
 LIBRARY = {
@@ -53,6 +53,42 @@ def test_a_resumed_network_of_the_library_ends_as_if_never_interrupted(tmp_path:
     resumed = staged.model_copy(update={"resume": str(newest.relative_to(halved))})
     assert isinstance(play(resumed, halved).word, Finished)
     assert weights(halved) == weights(whole)
+
+
+LIBRARY_VIT = {
+    "architecture": "transformers",
+    "config": {
+        **{"model_type": "vit", "patch_size": 3, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "intermediate_size": 8,
+    },
+}
+RMS = [{"match": "*layernorm*", "with": {"kind": "rms"}}]
+
+
+def test_a_network_with_replaced_layers_is_exported_and_opens_here_alone(tmp_path: Path) -> None:
+    word = finished(tmp_path, student={**LIBRARY_VIT, "replace": RMS}, export=["safetensors", "onnx", "torch-export"])
+    names = {artifact.name for artifact in word.artifacts}
+    assert {"config.json", "model.onnx", "model.pt2", WEIGHTS} <= names
+    assert not {"stillhouse.json", "preprocessor_config.json"} & names
+    described = load_model(tmp_path / "bundle").config.architecture
+    assert described.model_dump(mode="json")["replace"] == RMS
+
+
+def test_a_stored_network_starts_with_other_layers_and_names_what_is_lost(tmp_path: Path) -> None:
+    finished(tmp_path / "stored", student=LIBRARY_VIT)
+    recipe = {"optimizer": {"kind": "sgd", "lr": 1e-30, "momentum": 0.0}, "max_steps": 1}
+    student = {"architecture": "pretrained", "model": "stored/bundle", "replace": RMS}
+    folder = tmp_path / "started"
+    staged = stage(folder, student=student, recipe=recipe)
+    staged = staged.model_copy(update={"inputs": {**staged.inputs, "stored/bundle": "../stored/bundle"}})
+    played = play(staged, folder)
+    assert isinstance(played.word, Finished), played.word
+    ours, stored = (load_model(tmp_path / name / "bundle").network.state_dict() for name in ("started", "stored"))
+    lost = {name for name in stored if "layernorm" in name and name.endswith("bias")}
+    assert set(ours) == set(stored) - lost
+    assert all(torch.equal(ours[name], stored[name]) for name in ours)
+    warning = next(each.message for each in played.of(Log) if "no place" in each.message)
+    assert all(repr(name) in warning for name in sorted(lost)[:3])
 
 
 def test_a_smaller_copy_starts_from_its_teacher(tmp_path: Path) -> None:

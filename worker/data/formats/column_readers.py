@@ -41,6 +41,10 @@ class ColumnReader(ABC):
         """`task` is its name in messages; `texts`: inputs are texts, even if they could be read as numbers."""
         self._task, self._texts = task, texts
 
+    def without_labels(self) -> ColumnReader:
+        """A reader of the inputs alone."""
+        return OptionalClassColumns(self._task, texts=self._texts)
+
     def for_data(self, data: Data) -> Self:
         """The reader for a file with the settings `data`."""
         return self

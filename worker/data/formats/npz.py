@@ -12,6 +12,7 @@ from worker.data.archive import NDArray, read_array, read_headers
 from worker.data.formats.column_readers import ColumnReader
 from worker.data.formats.columns import Samples
 from worker.data.formats.faults import invalid
+from worker.data.formats.image_pairs import PAIR, interleaved
 
 CHUNK = 256
 """Samples checked at a time."""
@@ -19,17 +20,26 @@ CHUNK = 256
 
 def read_npz(path: Path, data: ImageData, reader: ColumnReader, param: str) -> Samples:
     """Read an archive whose headers are valid; raises UserError naming the index of a value that is not finite."""
-    inputs = read_array(path, data.input_key, param)
-    numbers = _numbers(inputs, data.input_key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs
+    images, rows = _inputs(path, data, data.input_key, param), 1
     as_floats = partial(_numbers, key=data.label_key, param=param)
-    if reader.optional and data.label_key not in read_headers(path, param):
-        labels = reader.join_labels({}, len(numbers))
+    if not data.is_labelled(param) or (reader.optional and data.label_key not in read_headers(path, param)):
+        labels = reader.join_labels({}, len(images))
     else:
         labels = reader.labels_from_array(read_array(path, data.label_key, param), as_floats)
+    if data.second_key is not None:
+        images, rows = interleaved(images, _inputs(path, data, data.second_key, param), param), PAIR
     masks = None
     if data.mask_key is not None and data.is_evaluated(param):
         masks = read_array(path, data.mask_key, param) != 0
-    return Samples(_channels_first(numbers, data), labels, masks=masks)
+    return Samples(images, labels, rows_per_sample=rows, masks=masks)
+
+
+def _inputs(path: Path, data: ImageData, key: str, param: str) -> NDArray:
+    """An array of images (N, C, H, W), or a table (N, D)."""
+    inputs = read_array(path, key, param)
+    return _channels_first(
+        _numbers(inputs, key, param) if inputs.dtype != np.uint8 or inputs.ndim == 2 else inputs, data
+    )
 
 
 def _numbers(array: NDArray, key: str, param: str) -> NDArray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from app.recipe.losses import LossSpec, MinedReconstruction
+from app.recipe.losses import CfcdLocal, LossSpec, MinedReconstruction
 from app.recipe.losses import features as spec
 from worker.losses.base import LossTerm
 from worker.losses.builder import LossBuilder
@@ -19,6 +19,7 @@ from worker.losses.features.hint import HintTerm
 from worker.losses.features.inheritance import FeatureAutoencoderTerm, InheritanceExplorationTerm
 from worker.losses.features.inp_former import InpFormerTerm
 from worker.losses.features.lipschitz import LipschitzTerm
+from worker.losses.features.local_mining import CfcdLocalTerm
 from worker.losses.features.mi_alpha import MiAlphaTerm
 from worker.losses.features.overhaul import OverhaulTerm
 from worker.losses.features.pkd import PkdTerm
@@ -36,4 +37,5 @@ FEATURE_TERMS: dict[type[LossSpec], Callable[[Any, LossBuilder], LossTerm]] = {
     spec.FeatureAutoencoder: FeatureAutoencoderTerm,
     spec.InheritanceExploration: InheritanceExplorationTerm,
     MinedReconstruction: InpFormerTerm,
+    CfcdLocal: CfcdLocalTerm,
 }

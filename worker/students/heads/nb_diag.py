@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from app.recipe.students.architectures import ZOO
 from app.recipe.students.heads import NbDiagHead
+from worker.metrics.class_means import ClassMeans
 from worker.students.heads.registry import HEADS
 
 LEAST = 1e-6
@@ -20,27 +21,18 @@ def _layer(spec: NbDiagHead, width: int, outputs: int) -> nn.Module:
     return nn.Linear(width, outputs)
 
 
-class ClassMoments:
-    """Counts (C,), means (C, D) and sums of squared deviations (C, D) of the features of each class, float64, computed
-    a batch at a time (Chan et al.)."""
+class ClassMoments(ClassMeans):
+    """Counts, means and sums of squared deviations (C, D) of the features of each class, float64."""
 
     def __init__(self, classes: int, width: int) -> None:
-        self.counts = torch.zeros(classes, dtype=torch.float64)
-        self.means = torch.zeros(classes, width, dtype=torch.float64)
+        super().__init__(classes, width)
         self.squares = torch.zeros(classes, width, dtype=torch.float64)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add floating `features` (n, D) with `labels` (n,) int64."""
-        rows = features.double()
-        counts = torch.bincount(labels, minlength=len(self.counts)).double()
-        means = torch.zeros_like(self.means).index_add_(0, labels, rows) / counts.clamp(min=1).unsqueeze(1)
-        squares = torch.zeros_like(self.squares).index_add_(0, labels, (rows - means[labels]).square())
-        total = self.counts + counts
-        share = (counts / total.clamp(min=1)).unsqueeze(1)
-        apart = means - self.means
-        self.squares += squares + (self.counts.unsqueeze(1) * share) * apart.square()
-        self.means += share * apart
-        self.counts = total
+        added = self.merge(features, labels)
+        self.squares.index_add_(0, labels, added.within.square())
+        self.squares += added.weight * added.apart.square()
 
     @property
     def variances(self) -> Tensor:

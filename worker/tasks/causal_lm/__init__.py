@@ -20,10 +20,11 @@ from worker.students.decoding import next_logits
 from worker.students.model import Model
 from worker.tasks.base import Call, CountFlops, Figures, HeldOut, ReportInputs, Task
 from worker.tasks.card import DecoderCard
-from worker.tasks.causal_lm.codebook import codebook_figures
 from worker.tasks.causal_lm.continuations import continuations
 from worker.tasks.causal_lm.evaluator import TokenEvaluator, first_logits, hidden_states_of
 from worker.tasks.causal_lm.examiner import TokenExaminer
+from worker.tasks.causal_lm.teacher_rows import teacher_rows
+from worker.tasks.codebook import codebook_figures
 
 
 class CausalLm(Task):
@@ -102,7 +103,8 @@ class CausalLm(Task):
         sample = inputs.student.config.input
         assert isinstance(sample, TextInput)
         alignment = {"alignment": dict(inputs.alignment)} if inputs.alignment else {}
-        found = {"vocabulary": sample.vocabulary, **alignment, **codebook_figures(inputs)}
+        codebook = codebook_figures(inputs, lambda teacher: teacher_rows(teacher, inputs.samples))
+        found = {"vocabulary": sample.vocabulary, **alignment, **({"codebook": codebook} if codebook else {})}
         return {**found, "continuations": continuations(inputs)}
 
 

@@ -26,7 +26,9 @@ MODEL: Document = {
     "targets": 24,
     "embedding": {"normalise": True},
 }
-OF_VECTORS = {"embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd"}
+BY_CLASS: Document = {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}
+"""A recipe whose batches have eight classes."""
+OF_VECTORS = {"pair-score", "embedding-distance", "similarity-matrix", "normface", "unpg", "cfcd", "cfcd-local"}
 
 
 def job(**changes: Any) -> JobSpec:
@@ -52,6 +54,8 @@ def problems(facts: InputFacts = InputFacts(), **changes: Any) -> dict[str, str]
         {"embedding": {"pooling": "mean"}},
         {"student": {"architecture": "transformers", "config": {"model_type": "vit"}}},
         {"recipe": {"losses": [{"kind": "normface"}], "batch_size": 32, "samples_per_class": 4}},
+        {"recipe": BY_CLASS | {"hard_negatives": {}}},
+        {"recipe": BY_CLASS | {"hard_negatives": {"pool": 64, "every": 10, "neighbours": 7}}},
         TAUGHT,
         {**TAUGHT, "recipe": {"losses": [{"kind": "normface", "margin": "arcface"}, {"kind": "rkd"}]}},
     ],
@@ -82,6 +86,29 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
             "recipe.samples_per_class",
             "is for image-embedding",
         ),
+        (
+            {"recipe": {"losses": [{"kind": "normface"}], "hard_negatives": {}}},
+            "recipe.hard_negatives",
+            "without recipe.samples_per_class batches are not drawn by class; null, or recipe.samples_per_class",
+        ),
+        (
+            {"recipe": BY_CLASS | {"hard_negatives": {"neighbours": 8}}},
+            "recipe.hard_negatives.neighbours",
+            "is 8, and a batch has 8 classes, one of them the anchor; at most 7, or null",
+        ),
+        (
+            {"task": "image-classification", "recipe": {"losses": [{"kind": "kd"}], "hard_negatives": {}}},
+            "recipe.hard_negatives",
+            "is for image-embedding",
+        ),
+        (
+            {
+                "recipe": BY_CLASS | {"hard_negatives": {}},
+                "resources": {"processes": 2, "queue": "cpu", "sharding": "fsdp"},
+            },
+            "recipe.hard_negatives",
+            "no process has the whole student; null, or resources.sharding: none",
+        ),
         ({"embedding": {"pooling": "cls"}}, "embedding.pooling", "has no tokens to pool; mean"),
         ({"task": "image-classification", "data": {"train": "f", "unseen_classes": 2}}, "data.unseen_classes", TASK),
         (
@@ -96,9 +123,9 @@ def test_what_goes_together_has_no_problem(changes: Document) -> None:
             "mutual, which is not for image-embedding",
         ),
         (
-            {"data": {"train": "f", "format": "parquet", "input_columns": ["a", "b"], "label_columns": ["c"]}},
+            {"data": {"train": "f", "format": "parquet", "input_columns": ["a", "b", "d"], "label_columns": ["c"]}},
             "data.input_columns",
-            "names 2 columns; one column",
+            "names 3 columns; one column, or two of pairs",
         ),
         (
             {"evaluation": {"diagnostics": [{"kind": "calibration"}]}},

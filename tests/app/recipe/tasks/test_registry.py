@@ -80,7 +80,7 @@ def test_options_fit_by_what_a_task_answers_and_reads(option: type, tasks: list[
 def test_a_field_names_the_tasks_that_it_is_for() -> None:
     assert tasks_with("evaluation.nme_points") == "keypoints"
     assert tasks_with("embedding") == "embedding, image-embedding, self-supervised"
-    assert tasks_with("data.eval_input_columns") == "embedding"
+    assert tasks_with("data.eval_input_columns") == "embedding, image-embedding"
 
 
 def test_a_main_metric_compares_with_its_tie_breaker_and_its_stand_in() -> None:

@@ -23,7 +23,7 @@ from tests.worker.tasks.language import DISTILLED, GPT2, LENGTH, LLAMA, Document
 from tests.worker.training.builders import finished, play, require_same_bits
 from worker.clustering import k_means
 from worker.protocol import Failed
-from worker.students.heads.vq_logits import CodebookHead, last_decoder_layer
+from worker.students.heads.vq_logits import CodebookHead
 from worker.students.measure import network_cost
 from worker.students.weights import InvalidModel, load_model
 
@@ -74,7 +74,7 @@ def test_the_codes_are_clusters_of_the_teachers_output_embeddings(
         tmp_path / "job",
         stage(tmp_path / "job", network, teacher, DISTILLED, student=student_of(network), recipe=STILL),
     )
-    head, rows = last_decoder_layer(load_model(coded)), load_model(teacher).network.lm_head.weight.detach()
+    head, rows = load_model(coded).codebook, load_model(teacher).network.lm_head.weight.detach()
     assert isinstance(head, CodebookHead)
     means = torch.stack([rows[head.codes == code].mean(0) for code in head.codes.unique()])
     nearest = head.codes.unique()[torch.cdist(rows, means).argmin(1)]
@@ -91,7 +91,7 @@ def test_the_library_opens_a_student_by_a_row_for_every_token(bundle: Path) -> N
     )
     encoded = reader("the cat", return_tensors="pt")
     torch.testing.assert_close(theirs(**encoded).logits, ours(encoded["input_ids"]))
-    head = last_decoder_layer(ours)
+    head = ours.codebook
     assert isinstance(head, CodebookHead)
     torch.testing.assert_close(theirs.lm_head.weight, head.weight[head.codes])
     written = theirs.generate(**encoded, max_new_tokens=5, do_sample=False)
@@ -153,7 +153,7 @@ def test_files_that_are_no_codebook_are_refused(tmp_path: Path, bundle: Path) ->
     weights = load_file(bundle / "model.safetensors")
     for name, changed, message in (
         ("missing", {}, "lacks the tensor 'lm_head.codes'"),
-        ("large", {"lm_head.codes": weights["lm_head.codes"] + CODES}, f"is not a number below {CODES}"),
+        ("large", {"lm_head.codes": weights["lm_head.codes"] + CODES}, f"not from 0 to {CODES - 1}"),
         ("other", {"lm_head.codes": weights["lm_head.codes"].flip(0)}, "different weights"),
     ):
         folder = tmp_path / name
@@ -171,7 +171,7 @@ def test_more_codes_than_tokens_end_the_job_as_its_owners_fault(tmp_path: Path, 
     word = play(stage(folder, LLAMA, teacher, DISTILLED, student=student_of(codes=4096)), folder).word
     assert isinstance(word, Failed)
     assert (word.fault, word.param) == ("user", "student.head.codes")
-    assert "fewer than tokens" in word.message
+    assert "fewer than outputs" in word.message
 
 
 def refusals(student: Document, losses: list[Document], teacher: bool = True) -> dict[str, str]:
@@ -206,11 +206,6 @@ def test_losses_that_need_the_logits_of_all_tokens_are_refused(loss: Document, p
 def test_a_codebook_without_a_teacher_is_refused() -> None:
     assert "student.head.kind" in refusals(student_of(), [{"kind": "cross-entropy"}], teacher=False)
     assert refusals(student_of(), DISTILLED) == {}
-
-
-def test_a_codebook_is_for_language_models() -> None:
-    with pytest.raises(ValueError, match="accepted: linear"):
-        Transformers.model_validate({"config": {"model_type": "bert"}, "head": HEAD})
 
 
 def test_a_teacher_with_a_codebook_is_not_shrunk() -> None:
