@@ -169,7 +169,7 @@ def forward(
     """Outputs (N, H, Q, d) of `sigmoid_attention`; `tokens` is (N, K) bool, and `bounds` are the most keys before and
     after its place that a query sees."""
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    out, settings = torch.empty_like(query), _settings(query, key, tokens)
+    out, settings = torch.empty_like(query), _settings(query, tokens)
     grid = (triton.cdiv(query.shape[2], settings["M"]), query.shape[0] * query.shape[1])
     with device_of(query):
         _forward[grid](query, key, value, _flags(tokens, query), out, bias, *_sizes(query, key, bounds), **settings)
@@ -188,7 +188,7 @@ def backward(
     """Gradients of queries, keys and values, from that of the outputs (N, H, Q, d)."""
     query, key, value, gradient = (each.contiguous() for each in (query, key, value, gradient))
     grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    inputs, settings = (query, key, value, _flags(tokens, query), gradient), _settings(query, key, tokens)
+    inputs, settings = (query, key, value, _flags(tokens, query), gradient), _settings(query, tokens)
     sizes = _sizes(query, key, bounds)
     with device_of(query):
         grid = (triton.cdiv(query.shape[2], settings["M"]), query.shape[0] * query.shape[1])
@@ -203,7 +203,7 @@ def _sizes(query: Tensor, key: Tensor, bounds: tuple[int, int]) -> tuple[Any, ..
     return query.shape[3] ** -0.5, *bounds, query.shape[1], key.shape[1], query.shape[2], key.shape[2]
 
 
-def _settings(query: Tensor, key: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+def _settings(query: Tensor, tokens: Tensor | None) -> dict[str, Any]:
     size = query.shape[3]
     padded = max(LEAST_HEAD, triton.next_power_of_2(size))
     return {"SIZE": size, "D": padded, "M": query_block(padded), "B": KEYS, "PADDED": tokens is not None}
