@@ -320,6 +320,10 @@ def _gradient_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
         found = f"is {norm.kind}, whose gradient is an approximation that {method.kind} can't differentiate"
         accepted = ", ".join(kind.model_fields["kind"].default for kind in NORMS if kind.twice_differentiable)
         yield Problem("student.norm.kind", found, accepted)
+    attention = getattr(network, "attention", None)
+    if attention is not None and method.differentiates_twice and not attention.twice_differentiable:
+        found = f"is {attention.kind}, in whose gradient the inverse is a constant, and {method.kind} differentiates it"
+        yield Problem("student.attention.kind", found, "soft with normalised: true, or another kind")
 
 
 def _norm_problems(network: Network, path: str) -> Iterator[Problem]:

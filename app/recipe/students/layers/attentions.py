@@ -78,6 +78,11 @@ class AttentionSpec(Option):
         """Names of its modules beside the linear maps."""
         return ()
 
+    @property
+    def twice_differentiable(self) -> bool:
+        """Whether its gradient can be differentiated again."""
+        return True
+
     @abstractmethod
     def cost(self, shape: AttentionShape) -> AttentionCost:
         """Costs of one sample."""
@@ -183,6 +188,10 @@ class SoftAttention(AttentionSpec):
     @property
     def parts(self) -> tuple[str, ...]:
         return ("landmark", "landmark_norm", *(["local"] if self.conv_size else []))
+
+    @property
+    def twice_differentiable(self) -> bool:
+        return self.normalised
 
     def cost(self, shape: AttentionShape) -> AttentionCost:
         marks, size = shape.positions // self.ratio**2, shape.size

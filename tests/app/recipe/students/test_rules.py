@@ -102,6 +102,15 @@ def test_nap_needs_norms() -> None:
     assert not problems({**RESNET, "norm": {"kind": "layer"}}, optimizer=nap)
 
 
+def test_an_inverse_that_is_a_constant_in_the_gradient_is_not_differentiated_again() -> None:
+    vit: dict[str, Any] = {"architecture": "vit", "patch_size": 4}
+    meta, teacher = {"kind": "meta"}, {"architecture": "mlp"}
+    [problem] = problems({**vit, "attention": {"kind": "soft"}}, teacher, method=meta)
+    assert problem.param == "student.attention.kind"
+    assert not problems({**vit, "attention": {"kind": "soft", "normalised": True}}, teacher, method=meta)
+    assert not problems({**vit, "attention": {"kind": "soft"}}, teacher, method={**meta, "order": "finite-difference"})
+
+
 @pytest.mark.parametrize("kind", ["power", "unified"])
 def test_a_gradient_that_is_an_approximation_is_not_differentiated_again(kind: str) -> None:
     student = {"architecture": "vit", "norm": {"kind": kind}}
