@@ -38,6 +38,7 @@ from app.recipe.students.layers.attentions import attentions_with
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.quantisation_rules import quantisation_problems
 from app.recipe.students.reconstruction import encoder_problems
+from app.recipe.students.replacements import mask_problems
 from app.recipe.students.shapes import vit_attention
 from app.recipe.students.shrink import Unshrinkable
 from app.recipe.tasks import tasks_for, tasks_with
@@ -117,8 +118,11 @@ def _head_problems(job: JobSpec, network: Network, outputs: int | None) -> Itera
 
 
 def _replacement_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
-    """Problem of an encoder that is stored for a library which builds its layers itself."""
-    if isinstance(network, Transformers) and network.replace and job.task_spec.pools_tokens:
+    """Problems of replaced layers: an encoder is stored for a library which builds its layers itself, and masks."""
+    if not isinstance(network, Transformers):
+        return
+    yield from mask_problems(network.replace, reads_texts=network.reads == "texts", decodes=network.decodes)
+    if network.replace and job.task_spec.pools_tokens:
         found = f"is given, and a model for {job.task} is stored for a library that builds its layers itself"
         yield Problem("student.replace", found, "none")
 
