@@ -140,7 +140,9 @@ class AddsOneRMSNorm(nn.Module):
 
 def test_a_norm_that_scales_otherwise_is_refused() -> None:
     network = nn.Sequential(AddsOneRMSNorm())
-    with pytest.raises(UserError, match="a AddsOneRMSNorm; accepted: a network with such layers; it has none"):
+    with pytest.raises(
+        UserError, match="a AddsOneRMSNorm; accepted: a network with normalisation layers of tokens; it has none"
+    ):
         replace_layers(network, [Replacement.model_validate({"match": "0", "with": RMS})], None)
 
 
