@@ -20,8 +20,9 @@ from app.recipe.students.architectures import CifarResNet, Mlp, Shrink, Transfor
 from app.recipe.students.heads import NormalisedHead, VqLogits
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students.shrink import Unshrinkable, shrunk
+from tests.worker.distributed.ranks_stage import Act, play_together
 from tests.worker.training.builders import CLASSES, SIDE, finished, play, require_same_bits, stage, write_teacher
-from worker.protocol import Assignment, Failed
+from worker.protocol import Assignment, Failed, Finished
 from worker.students.measure import network_cost
 from worker.students.model import Model, last_layer
 from worker.students.weights import WEIGHTS, InvalidModel, load_model
@@ -131,6 +132,20 @@ def test_training_over_codes_is_training_over_classes(tmp_path: Path, monkeypatc
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, sharding: str) -> None:
+    recipe = {"batch_size": 10, "accumulate": 2, "ema_decay": 0.8, "optimizer": {"kind": "sgd", "lr": 0.05}}
+    more = {"recipe": recipe, "teacher_cache": {"store": "off"}}
+    one = load_file(finished(tmp_path / "one", coded(tmp_path / "one", **more)) / WEIGHTS)
+    resources = {"processes": 2, "queue": "cpu", "sharding": sharding}
+    act = Act(coded(tmp_path / "two", resources=resources, **more), tmp_path / "two")
+    word = play_together({"two": act})["two"].word
+    assert isinstance(word, Finished), word
+    two = load_file(tmp_path / "two" / "bundle" / WEIGHTS)
+    for name, each in one.items():
+        torch.testing.assert_close(two[name], each, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_losses_on_features_go_with_a_codebook(tmp_path: Path) -> None:
     hint = {"kind": "hint", "pairs": [{"teacher": "1", "student": "1"}]}
     finished(tmp_path, coded(tmp_path, recipe={"losses": [*DISTILLED, hint], "epochs": 1}))
@@ -150,6 +165,15 @@ def test_a_student_with_a_codebook_can_teach_and_be_trained_further(tmp_path: Pa
     again = beside("further", student=further, teacher=True, recipe={"losses": DISTILLED, **STILL})
     before, after = (load_model(each).network.state_dict() for each in (bundle, again))
     torch.testing.assert_close(after, before)
+
+
+def test_diagnostics_read_the_features_of_a_codebook(tmp_path: Path) -> None:
+    asked = [{"kind": "mahalanobis"}, {"kind": "loss-landscape"}, {"kind": "robustness"}]
+    data = {"train": "data", "eval_fraction": 0.5}
+    bundle = finished(tmp_path, coded(tmp_path, data=data, evaluation={"diagnostics": asked}))
+    report = json.loads((bundle / "report.json").read_text())
+    assert set(report["diagnostics"]) == {"mahalanobis", "loss-landscape", "robustness"}
+    assert not any("no last linear layer" in warning["message"] for warning in report["warnings"])
 
 
 def test_classes_are_selected_by_their_codes(bundle: Path) -> None:
