@@ -268,11 +268,18 @@ def test_what_does_not_go_with_a_codebook_is_refused_by_name() -> None:
     assert refusals(STUDENT, DISTILLED) == {}
     assert "student.head.kind" in refusals(STUDENT, DISTILLED[:1], teacher=None)
     assert "recipe.method.kind" in refusals(STUDENT, DISTILLED, recipe={"method": {"kind": "mutual"}})
+    normalized = {"optimizer": {"kind": "normalized-gd", "lr": 0.1}}
+    assert "recipe.optimizer.kind" in refusals(STUDENT, DISTILLED, recipe=normalized)
+    assert refusals({"architecture": "mlp"}, DISTILLED, recipe=normalized) == {}
     many = {**STUDENT, "head": {**HEAD, "codes": CLASSES}}
     assert refusals(many, DISTILLED)["student.head.codes"].startswith("is 4, and there are 4 classes")
     table = {"train": "data", "format": "csv", "input_columns": ["x"], "label_columns": ["y"]}
     wrong = refusals(STUDENT, [{"kind": "mse"}], task="regression", data=table)
     assert wrong["student.head.kind"].startswith("is vq-logits, which is not for regression")
+    reader = {"architecture": "transformer", "head": HEAD}
+    labelled = {"train": "data", "format": "jsonl", "input_columns": ["text"], "label_columns": ["labels"]}
+    wrong = refusals(reader, [{"kind": "binary-kd"}], task="multi-label-classification", data=labelled)
+    assert wrong["student.head.kind"].startswith("is vq-logits, which is not for multi-label-classification")
     bert = {"architecture": "transformers", "config": {"model_type": "bert"}, "head": HEAD}
     tagged = {"train": "data", "format": "jsonl", "input_columns": ["words"], "label_columns": ["tags"]}
     wrong = refusals(bert, DISTILLED, task="token-classification", data=tagged)
