@@ -19,8 +19,8 @@ from torch import Tensor
 
 from worker.kernels.devices import device_of
 
-QUERIES, KEYS, LEAST_HEAD = 64, 64, 16
-"""Sizes of a block, and the smallest size of a head that a product of matrices takes."""
+QUERIES, KEYS, LEAST_HEAD, LARGE_HEAD = 64, 64, 16, 64
+"""Sizes of a block, the smallest size of a head that a product of matrices takes, and the largest with whole blocks."""
 
 
 @triton.jit
@@ -169,8 +169,8 @@ def forward(
     """Outputs (N, H, Q, d) of `sigmoid_attention`; `tokens` is (N, K) bool, and `bounds` are the most keys before and
     after its place that a query sees."""
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    out, settings = torch.empty_like(query), _settings(query, key, tokens)
-    grid = (triton.cdiv(query.shape[2], QUERIES), query.shape[0] * query.shape[1])
+    out, settings = torch.empty_like(query), _settings(query, tokens)
+    grid = (triton.cdiv(query.shape[2], settings["M"]), query.shape[0] * query.shape[1])
     with device_of(query):
         _forward[grid](query, key, value, _flags(tokens, query), out, bias, *_sizes(query, key, bounds), **settings)
     return out
@@ -188,10 +188,10 @@ def backward(
     """Gradients of queries, keys and values, from that of the outputs (N, H, Q, d)."""
     query, key, value, gradient = (each.contiguous() for each in (query, key, value, gradient))
     grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    inputs, settings = (query, key, value, _flags(tokens, query), gradient), _settings(query, key, tokens)
+    inputs, settings = (query, key, value, _flags(tokens, query), gradient), _settings(query, tokens)
     sizes = _sizes(query, key, bounds)
     with device_of(query):
-        grid = (triton.cdiv(query.shape[2], QUERIES), query.shape[0] * query.shape[1])
+        grid = (triton.cdiv(query.shape[2], settings["M"]), query.shape[0] * query.shape[1])
         _backward_queries[grid](*inputs, grads[0], bias, *sizes, **settings)
         grid = (triton.cdiv(key.shape[2], KEYS), key.shape[0] * key.shape[1])
         _backward_keys[grid](*inputs, grads[1], grads[2], bias, *sizes, **settings)
@@ -203,16 +203,15 @@ def _sizes(query: Tensor, key: Tensor, bounds: tuple[int, int]) -> tuple[Any, ..
     return query.shape[3] ** -0.5, *bounds, query.shape[1], key.shape[1], query.shape[2], key.shape[2]
 
 
-def _settings(query: Tensor, key: Tensor, tokens: Tensor | None) -> dict[str, Any]:
+def _settings(query: Tensor, tokens: Tensor | None) -> dict[str, Any]:
     size = query.shape[3]
     padded = max(LEAST_HEAD, triton.next_power_of_2(size))
-    blocks = {"SIZE": size, "D": padded, "M": QUERIES, "B": KEYS, "PADDED": tokens is not None}
-    return {**blocks, "num_warps": warps(padded)}
+    return {"SIZE": size, "D": padded, "M": query_block(padded), "B": KEYS, "PADDED": tokens is not None}
 
 
-def warps(padded: int) -> int:
-    """Warps of a program, so that its blocks fit into the registers of its threads."""
-    return 8 if padded > 64 else 4
+def query_block(padded: int) -> int:
+    """Queries of a block, so that all blocks of a program fit into the registers of its threads."""
+    return QUERIES // 2 if padded > LARGE_HEAD else QUERIES
 
 
 def _flags(tokens: Tensor | None, like: Tensor) -> Tensor:

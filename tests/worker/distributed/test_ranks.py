@@ -230,7 +230,11 @@ CASES |= {
         "student": {**VIT, "norm": {"kind": "unified", "warmup_steps": 4}},
         **{**SHARDED, "recipe": {"batch_size": 14}},
     },
-    "sharded-soft": {"student": {**VIT, "attention": {"kind": "soft", "ratio": 1}}, **SHARDED, "recipe": SPLIT},
+    "sharded-soft": {
+        "student": {**VIT, "attention": {"kind": "soft", "ratio": 1}},
+        **SHARDED,
+        "recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
     "nala": {"student": {**VIT, "attention": {"kind": "nala"}}, "recipe": SPLIT},
     "sharded-bf16": {
         **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},

@@ -28,8 +28,8 @@ def test_the_kernels_are_compiled_for_a_gpu_without_spilling(tmp_path: Path, nam
     pytest.importorskip("triton")
     from worker.kernels import sigmoid_kernels
 
-    sizes = {"SIZE": size, "D": size, "M": sigmoid_kernels.QUERIES, "B": sigmoid_kernels.KEYS, "PADDED": True}
-    found = compiled(getattr(sigmoid_kernels, name), TYPES, sizes, tmp_path, num_warps=sigmoid_kernels.warps(size))
+    sizes = {"SIZE": size, "D": size, "M": sigmoid_kernels.query_block(size), "B": sigmoid_kernels.KEYS, "PADDED": True}
+    found = compiled(getattr(sigmoid_kernels, name), TYPES, sizes, tmp_path)
     assert "mma" in found.ptx, "products are those of the tensor cores"
     assert found.stack <= 16
 
