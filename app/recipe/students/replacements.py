@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, StringConstraints
 
 from app.recipe.base import Spec
-from app.recipe.students.layers import TokenNorm
+from app.recipe.students.layers import SingleTokenNorm
 
 PathPattern = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -21,7 +21,7 @@ class Replacement(Spec):
     match: PathPattern
     """Pattern of module paths: `*` stands for any text, `?` for one character, `[01]` for one of several; so
     `*.LayerNorm` matches all layers of that name. It has to match normalisation layers, and nothing else."""
-    layer: TokenNorm = Field(alias="with")
+    layer: SingleTokenNorm = Field(alias="with")
     """The layer that takes their place. It starts with the stored weights of the same names and shapes; others are
     initialised, and the job's events name them."""
 
