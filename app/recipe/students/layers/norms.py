@@ -264,4 +264,6 @@ SINGLE_TOKEN_NORMS = tuple(kind for kind in TOKEN_NORMS if not kind.statistics)
 Norm = Annotated[NormSpec, OneOf(NORMS)]
 ImageNorm = Annotated[NormSpec, OneOf(IMAGE_NORMS), _refuse_what_is_not_for("images")]
 TokenNorm = Annotated[NormSpec, OneOf(TOKEN_NORMS), _refuse_what_is_not_for("tokens")]
-SingleTokenNorm = Annotated[NormSpec, OneOf(SINGLE_TOKEN_NORMS), BeforeValidator(_refuse_running)]
+SingleTokenNorm = Annotated[
+    NormSpec, OneOf(SINGLE_TOKEN_NORMS), _refuse_what_is_not_for("tokens"), BeforeValidator(_refuse_running)
+]

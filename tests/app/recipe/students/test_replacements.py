@@ -12,9 +12,9 @@ from app.recipe.data.facts import Archive, ArrayFacts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import DualEncoder, Transformers
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.replacements import Replacement
-from app.recipe.students.shrink import network_of
 
 Document = dict[str, Any]
 DATA: Archive = {"x": ArrayFacts((100, 8, 8), "u1"), "y": ArrayFacts((100,), "i8")}
