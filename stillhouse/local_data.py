@@ -10,7 +10,7 @@ from typing import Any
 from stillhouse.errors import BadRequest
 from stillhouse.packing import pack
 
-DATA_FIELDS = ("train", "eval", "corpus")
+DATA_FIELDS = ("train", "eval", "corpus", "label_texts")
 DIAGNOSTIC = "evaluation.diagnostics[{}].data"
 """Path of the field of a diagnostic with a file."""
 Notify = Callable[[str], None]

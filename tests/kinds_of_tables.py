@@ -28,6 +28,8 @@ def write_tables(folder: Path) -> None:
         for index in range(SAMPLES)
     ]
     (folder / "tags.jsonl").write_text("\n".join(lines) + "\n")
+    called = [json.dumps({"label": name, "text": f"a {name}"}) for name in ("bad", "day", "night")]
+    (folder / "label-texts.jsonl").write_text("\n".join(called) + "\n")
     rows = random.random((SAMPLES, 2))
     write_csv(folder / "table.csv", ("a", "b", "sum"), [(a, b, a + b) for a, b in rows.tolist()])
     images = random.integers(0, 256, (SAMPLES, SIDE, SIDE), dtype=np.uint8)

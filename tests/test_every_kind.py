@@ -85,6 +85,8 @@ STUDENT: dict[str, Document] = {
     "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
+
+
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
@@ -199,8 +201,9 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     of_labels: Document = {"losses": [{"kind": "dexml", "criterion": "bce"}], "epochs": 1}
     formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     yield "texts of labels", small_job(of_labels, dual, "multi-label-classification", data=TAGGED, export=formats)
-    started = {"architecture": "dual-encoder", "encoder": {"architecture": "pretrained", "model": "encoder"}}
-    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=TAGGED)
+    started = {**dual, "encoder": {"architecture": "pretrained", "model": "encoder"}, "labels_per_step": 2}
+    called = {**TAGGED, "label_texts": "label-texts.jsonl"}
+    yield "texts of labels, started", small_job(of_labels, started, "multi-label-classification", data=called)
     reader = {"architecture": "transformer", "width": 8, "depth": 1, "heads": 2, "attention": {"kind": "sigmoid"}}
     yield "texts by a transformer", small_job(LABELS, reader, "text-classification", data=TEXTS, export=formats)
     yield "labels of texts", small_job(given, BERT, "multi-label-classification", data=TAGGED)
@@ -216,7 +219,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     asked = [{"kind": kind, **kinds.DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
-    data = {"train": "classes", "eval_fraction": 0.7}
+    data = {"train": "classes", "eval_fraction": 0.5}
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
     yield "diagnostics of a classifier", small_job(like_its_teacher, pretrained, data=data, **more)
     given = {"losses": [{"kind": "feature-reconstruction"}, {"kind": "prototype-coherence"}], "epochs": 1}
@@ -231,7 +234,6 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     read = {key: value for key, value in kinds.LINES.items() if key != "tokenizer"}
     yield "codebook", small_job(taught, coded, "causal-lm", data=read)
     shared = {**kinds.CNN, "head": {"kind": "vq-logits", "codes": 7}}
-    formats = ["safetensors", "onnx", "onnx-int8", "torch-export"]
     yield "codebook of classes", small_job(taught, shared, teacher={"model": "vit"}, export=formats)
     yield "continued texts", small_job(LABELS, GPT2, "causal-lm", data=RUNNING)
     like: Document = {"losses": [{"kind": "normface"}, *({"kind": kind} for kind in RELATIONS)]}
@@ -261,7 +263,8 @@ class Service(NamedTuple):
 
     def addressed(self, job: Document) -> Document:
         """The job with ids in the place of names."""
-        named = {**job, "data": {**job["data"], "train": self.ids[job["data"]["train"]]}}
+        files = {name: self.ids[job["data"][name]] for name in ("train", "label_texts") if name in job["data"]}
+        named = {**job, "data": {**job["data"], **files}}
         if "teacher" in job:
             named["teacher"] = {**job["teacher"], "model": self.ids[job["teacher"]["model"]]}
         if "teachers" in job:

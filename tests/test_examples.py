@@ -61,6 +61,7 @@ TAUGHT_BY = {
     "sst2.yaml": ["sst2-teacher.yaml"],
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
     "sst2-meta.yaml": ["sst2-teacher.yaml"],
+    "transformer.yaml": ["sst2-teacher.yaml"],
     "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
     "retrieval.yaml": ["embedding-teacher.yaml"],

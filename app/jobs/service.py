@@ -117,8 +117,9 @@ async def input_facts(
     held_out = None
     if spec.data.eval is not None:
         held_out = await _data_file(session, project_id, "data.eval", spec, problems)
-    if "data.corpus" in spec.data.files:
-        await _data_file(session, project_id, "data.corpus", spec, problems)
+    for param in (f"data.{name}" for name in spec.data.further_files):
+        if param in spec.data.files:
+            await _data_file(session, project_id, param, spec, problems)
     further = {param: await _data_file(session, project_id, param, spec, problems) for param in spec.diagnostic_files}
     for path, origin in spec.origins.items():
         problems += [Problem(f"{path}.{field}", *wrong) for field, *wrong in outside.wrong(origin)]

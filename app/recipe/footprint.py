@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
+from app.recipe.cost import known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
 from app.recipe.students.architectures import (
@@ -27,6 +27,7 @@ from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import FeatureShape
 from app.recipe.students.shrink import ENCODERS, all_heads
+from app.recipe.tally import Cost
 from app.recipe.tasks.base import CLASS_BYTES
 
 MB = 2**20
@@ -98,7 +99,10 @@ def network_costs(
         (learning if name == job.trained_teacher else fixed).append(cost)
     learning += [rough_cost(other, sample, outputs) for other in method.networks().values()]
     learning += [student] * method.same_networks
-    labels = _label_cost(network, sample, outputs) if isinstance(network, DualEncoder) else None
+    labels = None
+    if isinstance(network, DualEncoder):
+        given = job.student.labels_per_step if isinstance(job.student, DualEncoder) else None
+        labels = _label_cost(network, sample, min(outputs, given or outputs))
     known, learners = known_costs(fixed), known_costs(learning)
     return None if known is None or learners is None else NetworkCosts(student, known, learners, labels)
 
@@ -151,7 +155,7 @@ def _with_labels(network: DualEncoder, sample: Input, labels: int) -> Cost | Non
 
 
 def _label_cost(network: DualEncoder, sample: Input, labels: int) -> StepCost | None:
-    """Cost of encoding the texts of all labels in a step; none if it is unknown."""
+    """Cost of encoding the texts of so many labels in a step; none if it is unknown."""
     assert isinstance(network.encoder, Transformers)  # as above
     assert isinstance(sample, TextInput)  # the rules refuse others
     one = rough_cost(network.encoder, sample.model_copy(update={"length": min(sample.length, LABEL_TOKENS)}), 0)

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
+from app.recipe.data.sources import Data
 from app.recipe.students.architectures import DualEncoder, Student
-from worker.data.formats.faults import shown
+from worker.data.formats import read_samples
+from worker.data.formats.candidate_lists import CandidateColumns
+from worker.data.formats.columns import TextSamples
+from worker.data.formats.faults import data_memory, data_subject, invalid, shown
 from worker.errors import UserError
+from worker.limits import reading
 
+LABEL_TEXTS = "data.label_texts"
 MOST = 5
 """Most labels in a warning."""
 
 
-def label_texts(student: Student, names: Sequence[str] | None) -> list[str]:
-    """The text of each class, whose `names` are none if there are only numbers; empty for a student that encodes none.
+def read_label_texts(path: Path, data: Data) -> dict[str, str]:
+    """The texts of labels by their names, from the file of `data.label_texts`. Raises UserError (`invalid_data`)."""
+    with reading(data_subject(LABEL_TEXTS), data_memory(path)):
+        inputs = read_samples(
+            path, data, CandidateColumns("multi-label-classification", texts=True), LABEL_TEXTS
+        ).inputs
+    assert isinstance(inputs, TextSamples)  # by its reader
+    assert inputs.second is not None  # of two columns
+    found: dict[str, str] = {}
+    for row, (name, text) in enumerate(zip(inputs.first, inputs.second, strict=True)):
+        if not text.strip():
+            raise invalid(f"{LABEL_TEXTS} has an empty text in row {row}, for label {shown(name)}", LABEL_TEXTS)
+        if found.setdefault(name, text) != text:
+            raise invalid(f"{LABEL_TEXTS} has another text for label {shown(name)} in row {row}", LABEL_TEXTS)
+    return found
 
-    Raises UserError (`invalid_job`) for labels without names, and for the text of a label that there is not.
+
+def label_texts(student: Student, names: Sequence[str] | None, given: Mapping[str, str] | None = None) -> list[str]:
+    """The text of each class, whose `names` are none if there are only numbers; empty for a student that encodes none.
+    `given` are those of a file; none: there is no file, and a name is the text.
+
+    Raises UserError (`invalid_job`) for labels without names, for the text of a label that there is not, and
+    (`invalid_data`) for a label that the file lacks.
     """
     if not isinstance(student, DualEncoder):
         return []
@@ -27,7 +53,11 @@ def label_texts(student: Student, names: Sequence[str] | None) -> list[str]:
     if wrong := sorted(student.label_texts.keys() - set(names)):
         found = f"names {shown(wrong[0])}, which is no label of data.train"
         raise UserError("invalid_job", f"student.label_texts {found}; accepted: its labels", "student.label_texts")
-    return [student.label_texts.get(name, name) for name in names]
+    texts = {**({name: name for name in names} if given is None else given), **student.label_texts}
+    if (lacking := next((name for name in names if name not in texts), None)) is not None:
+        found = f"{LABEL_TEXTS} has no text for label {shown(lacking)}"
+        raise invalid(f"{found}; accepted: one for each label of data.train", LABEL_TEXTS)
+    return [texts[name] for name in names]
 
 
 def equal_labels(tokens: Tensor, names: Sequence[str]) -> Iterator[str]:

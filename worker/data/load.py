@@ -25,7 +25,7 @@ from worker.data.formats import read_samples
 from worker.data.formats.columns import Samples, TextSamples
 from worker.data.formats.faults import data_memory, data_subject, invalid
 from worker.data.label_notes import kept_back_notes
-from worker.data.label_texts import equal_labels, label_texts
+from worker.data.label_texts import LABEL_TEXTS, equal_labels, label_texts, read_label_texts
 from worker.data.randomness import derive_seed
 from worker.data.readers import WORDS, Readers, open_readers
 from worker.data.soft_landmarks import soft_landmarks
@@ -53,9 +53,10 @@ def load_samples(
         refuse(find_problems(job, InputFacts(known["data.train"], known.get("data.eval"), teachers, more)))
     else:
         refuse(find_problems(job, InputFacts(teachers=teachers)))
+    texts = read_label_texts(files.pop(LABEL_TEXTS), data) if LABEL_TEXTS in files else None
     samples = task.gathered({param: _read(task, path, job, param) for param, path in files.items()})
     targets = task.targets(job, teachers, samples)
-    labels = label_texts(job.student, targets.classes.names if targets.classes else None)
+    labels = label_texts(job.student, targets.classes.names if targets.classes else None, texts)
     readers, warnings = _readers(job, inputs, teachers, samples["data.train"], labels)
     facts = {param: _facts(one, readers, targets, param) for param, one in samples.items()}
     further = {param: _further(task, job, inputs[name], param, readers) for param, name in job.diagnostic_files.items()}

@@ -44,8 +44,10 @@ class DualEncoderNetwork(nn.Module):
         self.register_buffer("labels", torch.zeros(outputs, width))
         self.register_buffer("label_tokens", None, persistent=False)
         self.register_buffer("label_places", None, persistent=False)
-        self._lengths: list[int] = []
-        """Tokens of the longest of each `LABELS_AT_ONCE` labels."""
+        self._lengths = torch.zeros(0, dtype=torch.int64)
+        """Tokens of each label (C,) int64, on the CPU, in the order of `label_tokens`."""
+        self._chosen: Tensor | None = None
+        """Classes (L,) int64 whose labels the next forward pass in training encodes; none: all."""
         self._current = False
         """Whether `labels` are those of the weights, which may change whenever the mode is set."""
 
@@ -64,7 +66,17 @@ class DualEncoderNetwork(nn.Module):
         lengths = (tokens != pad).sum(1)
         order = lengths.argsort(stable=True)
         self.label_tokens, self.label_places = tokens[order], order.argsort()
-        self._lengths = [max(1, int(part[-1])) for part in torch.split(lengths[order], LABELS_AT_ONCE)]
+        self._lengths = lengths[order].clamp(min=1).cpu()
+
+    def choose_labels(self, needed: Tensor, count: int) -> Tensor:
+        """Classes (L,) int64, ascending, that the next forward pass in training returns the logits of, in this order:
+        the `needed` ones (n,) int64, each once, and others, drawn from torch's seed, up to `count`."""
+        others = torch.ones(len(self.labels), dtype=torch.bool, device=needed.device)
+        others[needed] = False
+        rest = others.nonzero().squeeze(1)
+        drawn = torch.randperm(len(rest))[: max(0, count - len(needed))].to(needed.device)
+        self._chosen = torch.cat((needed, rest[drawn])).sort().values
+        return self._chosen
 
     def store_labels(self) -> None:
         """Keep the vectors of the labels for the present weights, and forget their texts; in evaluation mode."""
@@ -80,19 +92,25 @@ class DualEncoderNetwork(nn.Module):
         if self.label_tokens is None:
             return self.labels
         if self.training:
-            return self._encoded(self.label_tokens)
+            chosen, self._chosen = self._chosen, None
+            return self._encoded(self.label_tokens, self.label_places, chosen)
         if not self._current:
             with torch.no_grad():
-                self.labels.copy_(self._encoded(self.label_tokens))
+                self.labels.copy_(self._encoded(self.label_tokens, self.label_places))
             self._current = True
         return self.labels
 
-    def _encoded(self, tokens: Tensor) -> Tensor:
-        """Some labels at a time, which are encoded again in the backward pass, so that memory does not grow with the
-        labels times the depth."""
-        parts = zip(torch.split(tokens, LABELS_AT_ONCE), self._lengths, strict=True)
-        vectors = [checkpoint(self._unit, part[:, :length], use_reentrant=False) for part, length in parts]
-        return torch.cat(vectors)[self.label_places]
+    def _encoded(self, tokens: Tensor, places: Tensor | None, chosen: Tensor | None = None) -> Tensor:
+        """Vectors of all labels, or of the `chosen` classes. Some at a time, which are encoded again in the backward
+        pass, so that memory does not grow with the labels times the depth."""
+        assert places is not None  # beside the tokens
+        lengths = self._lengths
+        if chosen is not None:
+            rows, back = places[chosen].sort()
+            tokens, lengths, places = tokens[rows], lengths[rows.cpu()], back.argsort()
+        parts = zip(torch.split(tokens, LABELS_AT_ONCE), torch.split(lengths, LABELS_AT_ONCE), strict=True)
+        vectors = [checkpoint(self._unit, part[:, : int(own[-1])], use_reentrant=False) for part, own in parts]
+        return torch.cat(vectors)[places]
 
     def _unit(self, tokens: Tensor) -> Tensor:
         """Vectors (N, D) of length 1, in at least float32."""

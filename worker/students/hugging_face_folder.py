@@ -12,8 +12,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from app.recipe.students.architectures import SET_FROM_THE_JOB, DualEncoder, Transformers
-from app.recipe.students.hugging_face import DOCUMENTS, parse_object, refuse_code
+from app.recipe.students.architectures import DualEncoder, Transformers
+from app.recipe.students.hugging_face import DOCUMENTS, SET_FROM_THE_JOB, parse_object, refuse_code
 from app.recipe.students.model import DESCRIPTIONS, MAX_LENGTH, ImageInput, Input, ModelConfig, Preprocessing, TextInput
 from app.recipe.tasks import TASKS, TaskName, task_of
 from worker.data.formats.columns import CLASS_NAME, is_class_name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES
+from app.recipe.students.architectures import DualEncoder
 from app.recipe.students.model import TextInput
 from worker.data.task_data import TaskData
 from worker.students.dual_encoder import DualEncoderNetwork, encoder_config
@@ -28,9 +30,9 @@ def store_labels(student: Model) -> None:
             student.network.store_labels()
 
 
-def label_flops(student: Model) -> int:
-    """Floating-point operations of encoding all labels in a forward and a backward pass, by their mean length; 0: the
-    student encodes none."""
+def label_flops(student: Model, job: JobSpec) -> int:
+    """Floating-point operations of encoding the labels of a step in a forward and a backward pass, by the mean length
+    of all; 0: the student encodes none."""
     network, config = student.network, student.config
     if not isinstance(network, DualEncoderNetwork) or network.label_tokens is None:
         return 0
@@ -38,4 +40,6 @@ def label_flops(student: Model) -> int:
     tokens = int((network.label_tokens != config.input.pad).sum()) / len(network.label_tokens)
     sample = config.input.model_copy(update={"length": max(1, round(tokens))})
     one = network_cost(encoder_config(config.model_copy(update={"input": sample})))
-    return LABEL_PASSES * len(network.label_tokens) * one.flops
+    given = job.student.labels_per_step if isinstance(job.student, DualEncoder) else None
+    count = len(network.label_tokens)
+    return LABEL_PASSES * min(count, given or count) * one.flops

@@ -134,7 +134,7 @@ def open_flop_counter(
     peak = peak_of(device, job.recipe.precision)
     peak = peak._replace(flops_per_second=processes * peak.flops_per_second)
     frozen = network_cost(task.model).frozen_flops * job.recipe.views
-    per_step = label_flops(state.student) * job.recipe.accumulate * processes
+    per_step = label_flops(state.student, job) * job.recipe.accumulate * processes
     return FlopCounter(job, plan, flops, costs, peak, state, further, frozen, per_step)
 
 

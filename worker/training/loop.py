@@ -28,6 +28,7 @@ from worker.outputs import HiddenStates
 from worker.students.model import Model
 from worker.students.recorder import Recorder
 from worker.teachers import TeacherSource
+from worker.training.label_sample import LabelSample
 from worker.training.state import TrainState
 from worker.training.step_inputs import Prefetcher, SideStream, Signals, StepInputs
 
@@ -80,6 +81,9 @@ class Stage:
     """Chooses the batches by the student's weights; none: they depend on seed and step alone."""
     prefetches_teachers: bool = True
     """Whether teacher outputs are computed there too: not if those of a whole batch would take too much memory."""
+
+    label_sample: LabelSample | None = None
+    """Draws the labels of a step; none: outputs are for all classes."""
 
     def learning(self, student: nn.Module) -> list[nn.Parameter]:
         """The parameters that the optimizer updates."""
@@ -188,6 +192,8 @@ def run_student(stage: Stage, student: Model, micro_batch: Batch, signals: Signa
     """Outputs of the student for a micro-batch (see `BatchOutputs`), without a graph if the student is not trained."""
     bf16 = torch.autocast(stage.device.type, torch.bfloat16, enabled=stage.recipe.precision == "bf16")
     with bf16, torch.set_grad_enabled(stage.trains_student):
+        if stage.label_sample is not None:
+            micro_batch, signals = stage.label_sample(micro_batch, signals)
         outputs = stage.forward(samples := micro_batch.inputs[stage.input_key])
     features, tokens = stage.recorder.take(), student.tokens(samples)
     return BatchOutputs(

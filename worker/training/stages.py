@@ -27,6 +27,7 @@ from worker.tasks.base import Task
 from worker.teachers import InProcessTeacher, TeacherSource
 from worker.training import checkpoint
 from worker.training.compiled import training_forward
+from worker.training.label_sample import label_sample
 from worker.training.loop import BatchSampler, Monitor, Stage, Step, TrainableModule, take_step, train
 from worker.training.state import TrainState
 from worker.training.step_inputs import choose_side_stream
@@ -159,6 +160,7 @@ def build_stages(
                 side_stream=side_stream,
                 sampler=sampler,
                 prefetches_teachers=_prefetches_teachers(task, job, objective),
+                label_sample=label_sample(job, student) if spec.trains == "student" else None,
             )
         )
     return stages

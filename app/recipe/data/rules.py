@@ -99,6 +99,7 @@ def _columns_problems(data: Table, task: TaskSpec) -> Iterator[Problem]:
         **usual,
         "candidate_columns": "none",
         "corpus": "none",
+        "label_texts": "none",
         "mining": "none",
         "label_separator": "none",
     }.items():

@@ -97,6 +97,9 @@ class Data(Spec):
     """Epochs after which the draws repeat, so that a teacher's outputs can be cached; none: every epoch has new
     draws."""
 
+    further_files: ClassVar[tuple[str, ...]] = ("corpus", "label_texts")
+    """Fields that name files beside those of samples, in formats that have them."""
+
     @classmethod
     def format_name(cls) -> str:
         """The value of `format` for this class."""
@@ -115,7 +118,7 @@ class Data(Spec):
     @property
     def files(self) -> dict[str, str]:
         """Files to read, by the path of the field that names them."""
-        named = {f"data.{name}": getattr(self, name, None) for name in ("train", "eval", "corpus")}
+        named = {f"data.{name}": getattr(self, name, None) for name in ("train", "eval", *self.further_files)}
         return {param: reference for param, reference in named.items() if reference is not None}
 
     def at(self, param: str) -> Self:
@@ -213,6 +216,16 @@ class Table(Texts):
     corpus_column: Key = "text"
     """Column of the texts in `corpus`."""
 
+    label_texts: Reference | None = None
+    """For a student `dual-encoder`: file with the text of each label, one label in each row; in the same format. It may
+    have more labels than the data. None: the text of a label is its name, if `student.label_texts` has no other."""
+
+    label_text_columns: Annotated[list[Key], Field(min_length=2, max_length=2), AfterValidator(_each_once)] = [
+        "label",
+        "text",
+    ]
+    """Columns of the labels' names and of their texts in `label_texts`."""
+
     mining: Mining | None = None
     """For embeddings of pairs or of queries with candidates: before training, the teacher, or without one the student
     as it starts, finds hard negatives for each query of `train` among the second texts or candidates of all. They
@@ -227,13 +240,10 @@ class Table(Texts):
         return len(self.at(param).input_columns) == 2
 
     def at(self, param: str) -> Self:
-        if param == "data.corpus":
-            alone: dict[str, Any] = {
-                "input_columns": [self.corpus_column],
-                "label_columns": [],
-                "candidate_columns": [],
-            }
-            return self.model_copy(update=alone)
+        alone = {"data.corpus": [self.corpus_column], "data.label_texts": self.label_text_columns}
+        if param in alone:
+            columns: dict[str, Any] = {"input_columns": alone[param], "label_columns": [], "candidate_columns": []}
+            return self.model_copy(update=columns)
         if not self.is_labelled(param):
             return self.model_copy(update={"label_columns": []})
         if param != "data.eval":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_validator
 
@@ -13,7 +12,7 @@ from app.recipe.students.conversion import Convert
 from app.recipe.students.conversion import Shrink as Shrink  # both are imported from here, too
 from app.recipe.students.conversion import Width as Width
 from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
-from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, require_model_type
+from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, network_alone
 from app.recipe.students.layers import (
     Activation,
     Attention,
@@ -172,27 +171,11 @@ class ShuffleNetV2(BuiltIn):
     """Last layer, from the features to the outputs."""
 
 
-MAX_CONFIG_CHARACTERS = 65_536
-SET_FROM_THE_JOB = frozenset(
-    {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
-    | {"transformers_version"}
-)
-"""Keys of a Hugging Face configuration that describe a stored model or its outputs, not its network."""
-
-
-def _network_alone(config: dict[str, Any]) -> dict[str, Any]:
-    if keys := sorted(SET_FROM_THE_JOB & config.keys()):
-        raise ValueError(f"{keys[0]} is set from the job and its data; leave it out")
-    if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
-        raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
-    return require_model_type(config)
-
-
 class Transformers(Option):
     """A network of the Transformers library, built from its configuration; that library can load its weights."""
 
     architecture: Literal["transformers"] = "transformers"
-    config: Annotated[dict[str, JsonValue], AfterValidator(_network_alone)]
+    config: Annotated[dict[str, JsonValue], AfterValidator(network_alone)]
     """A `config.json` in the Hugging Face layout, as an object: `model_type` and values that differ from its defaults.
     Values that follow from the data (classes and their names, channels, vocabulary, size of the images) are left out;
     `student_image_size` is the size to which images are resized."""
@@ -254,7 +237,8 @@ class DualEncoder(TaskOption):
     """One encoder for texts and for the texts of labels: the logit of a label is the cosine of both vectors, divided by
     the temperature.
 
-    All labels are encoded in every step, with gradient. The exported model has their vectors, and encodes texts alone.
+    All labels, or `labels_per_step` of them, are encoded in every step, with gradient. The exported model has their
+    vectors, and encodes texts alone.
     """
 
     paper: ClassVar[Paper | None] = Paper("Dual-Encoders for Extreme Multi-Label Classification", "2310.10636")
@@ -269,6 +253,11 @@ class DualEncoder(TaskOption):
     (`cls`); divided by its length. None: as in the stored encoder, else the mean."""
     temperature: Temperature = 0.05
     """Divides the cosines."""
+    labels_per_step: Annotated[int, Field(ge=2, le=1 << 24)] | None = Field(
+        None, exclude_if=lambda value: value is None
+    )
+    """Labels that are encoded in a step of the training: those of the batch's samples, and others up to this number,
+    drawn anew for every step. The losses are then of these labels alone. None: all of them."""
     label_texts: Annotated[dict[str, LabelText], Field(max_length=1000)] = {}
     """Texts of labels, by the names of the classes; the text of any other class is its name. A text that is longer than
     `data.max_length` tokens loses its end."""

@@ -55,6 +55,12 @@ _IMPLEMENTATIONS = (None, True, False, "eager", "sdpa")
 _DTYPES = (None, "auto", "float16", "float32", "float64", "bfloat16")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LAYERS = re.compile(r".*(layers?|blocks?|depths?|repeats|depth_coefficient|inner_group_num|hidden_groups)")
+MAX_CONFIG_CHARACTERS = 65_536
+SET_FROM_THE_JOB = frozenset(
+    {"_name_or_path", "dtype", "id2label", "label2id", "num_labels", "problem_type", "torch_dtype"}
+    | {"transformers_version"}
+)
+"""Keys of a Hugging Face configuration that describe a stored model or its outputs, not its network."""
 
 
 def parse_object(raw: bytes, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
@@ -133,6 +139,16 @@ def require_model_type(config: dict[str, Any]) -> dict[str, Any]:
     if "model_type" not in config:
         raise ValueError(f"model_type is missing; accepted: {', '.join(MODEL_TYPES)}")
     return refuse_code(config)
+
+
+def network_alone(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration of a network alone, unchanged. Raises `ValueError` as `require_model_type` does, for a key
+    of `SET_FROM_THE_JOB`, and for one that is too long."""
+    if keys := sorted(SET_FROM_THE_JOB & config.keys()):
+        raise ValueError(f"{keys[0]} is set from the job and its data; leave it out")
+    if len(json.dumps(config)) > MAX_CONFIG_CHARACTERS:
+        raise ValueError(f"has more than {MAX_CONFIG_CHARACTERS} characters")
+    return require_model_type(config)
 
 
 def _entries(node: object, path: str, depth: int = 0) -> Iterator[tuple[str, str, object]]:

@@ -123,6 +123,8 @@ class ModelConfig(Spec):
                 raise ValueError("a dual-encoder reads texts, and its outputs are labels")
             if not isinstance(network.encoder, Transformers) or network.pooling is None or network.label_texts:
                 raise ValueError("a stored dual-encoder has an encoder of transformers, pooling, and no label_texts")
+            if network.labels_per_step is not None:
+                raise ValueError("a stored dual-encoder has no labels_per_step, which is for its training")
         return self
 
     def _require_decoder(self) -> None:

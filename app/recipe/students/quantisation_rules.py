@@ -63,7 +63,7 @@ def _student_problems(job: JobSpec, network: Network, spec: QuantisationSpec) ->
     }
     for param, (given, accepted) in unfit.items():
         if given != accepted:
-            found = f"is {given}, and the quantised student (quantise: {spec.kind}) observes every batch as a whole"
+            found = f"is {given}, and a student with quantise: {spec.kind} changes its state in its forward pass"
             yield Problem(param, found, accepted)
     if "onnx-int8" in (job.export or ()):
         found = f"has onnx-int8, which would quantise a student again that is trained for few bits ({spec.kind})"

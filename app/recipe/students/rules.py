@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from app.recipe.cost import least_weights, normalised_channels
 from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec
+from app.recipe.losses import Dexml
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
     ZOO,
@@ -78,6 +79,9 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
     if job.student_image_size is not None and given is not None and given.kind != "images":
         yield Problem("student_image_size", "is given, but the samples are no images", "null")
     yield from _embedding_problems(job)
+    if getattr(job.data, "label_texts", None) is not None and not isinstance(job.student, DualEncoder):
+        found = f"is given, and a {job.student.architecture} encodes no labels"
+        yield Problem("data.label_texts", found, "none, or student.architecture: dual-encoder")
 
 
 def _embedding_problems(job: JobSpec) -> Iterator[Problem]:
@@ -145,11 +149,27 @@ def _dual_encoder_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
             found = f"is {given}, and a {network.architecture} encodes the texts of all labels in every step"
             yield Problem(param, found, accepted)
     assert isinstance(job.student, DualEncoder)  # no other student has such a network
+    yield from _label_sample_problems(job, job.student)
     if job.start is not None and job.start.class_order is not None:
         yield Problem("student.encoder.class_order", "is given, and an encoder has no classes", "null")
     names, known = job.student.label_texts, job.data.class_order
     if isinstance(known, list) and (wrong := next((name for name in names if name not in known), None)) is not None:
         yield Problem("student.label_texts", f"names {wrong!r}, which is no class of data.class_order", "its classes")
+
+
+def _label_sample_problems(job: JobSpec, student: DualEncoder) -> Iterator[Problem]:
+    """Problems of a step with some of the labels, which are drawn for the samples of a batch together."""
+    if (count := student.labels_per_step) is None:
+        return
+    for param, parts in (("recipe.accumulate", job.recipe.accumulate), ("resources.processes", job.resources.size)):
+        if parts > 1:
+            found = f"is {parts}, and student.labels_per_step draws the labels for the samples of a whole batch"
+            yield Problem(param, found, "1, or student.labels_per_step: null")
+    for path, terms in job.objectives.items():
+        for index, term in enumerate(terms):
+            if isinstance(term, Dexml) and term.criterion == "top-k" and term.k >= count:
+                found = f"is {term.k}, and student.labels_per_step is {count}"
+                yield Problem(f"{path}[{index}].k", found, f"at most {count - 1}")
 
 
 def _network_problems(job: JobSpec, given: Input | None) -> Iterator[Problem]:
@@ -336,12 +356,15 @@ def _text_input_problems(network: TextTransformer, given: Input | None, path: st
 
 
 def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
-    image = given if isinstance(given, ImageInput) else None
-    is_cut = image is None or not (image.height % network.patch_size or image.width % network.patch_size)
-    if image is not None and not is_cut:
-        sides = f"{image.height} x {image.width}"
+    wrong = list(_uneven_problems(network, given, path))
+    yield from wrong
+    if isinstance(given, ImageInput) and not wrong:
+        yield from network.attention.problems(vit_attention(network, given), f"{path}.attention")
+
+
+def _uneven_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
+    if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
+        sides = f"{given.height} x {given.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
     if network.head_size is None and network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
-    elif image is not None and is_cut:
-        yield from network.attention.problems(vit_attention(network, image), f"{path}.attention")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import DualEncoder, Network, Pretrained, Transformers
@@ -50,4 +51,5 @@ def _with_replacements(stored: Network, more: Sequence[Replacement]) -> Network:
 def described(student: DualEncoder, encoder: Transformers | None = None, pooling: Pooling | None = None) -> DualEncoder:
     """The description of `student` as a network, whose encoder may be a stored one that pools by `pooling`."""
     pooled = student.pooling or pooling or "mean"
-    return student.model_copy(update={"encoder": encoder or student.encoder, "pooling": pooled, "label_texts": {}})
+    in_training: dict[str, Any] = {"label_texts": {}, "labels_per_step": None}
+    return student.model_copy(update={"encoder": encoder or student.encoder, "pooling": pooled, **in_training})

@@ -35,7 +35,7 @@ class MultiLabelSpec(TaskSpec):
         **{"ece": False, "nll": False},
     }
     main_metric = MainMetric("map", higher_is_better=True, tie_breaker="nll", stand_in="precision_at_1")
-    options = frozenset({"data.label_separator"})
+    options = frozenset({"data.label_separator", "data.label_texts"})
     label_shape = "(N, C) of 0 and 1, C at least 2"
 
     def column_problems(self, data: Table) -> Iterator[Problem]:

@@ -176,6 +176,48 @@ def test_a_label_is_encoded_by_its_text(tmp_path: Path) -> None:
     assert json.loads((given / "config.json").read_text())["architecture"]["label_texts"] == {}
 
 
+def write_label_texts(path: Path, rows: list[tuple[str, str]]) -> None:
+    path.write_text("".join(json.dumps({"label": name, "text": text}) + "\n" for name, text in rows))
+
+
+def with_label_texts(folder: Path, rows: list[tuple[str, str]], **changes: Any) -> Assignment:
+    """A job whose labels a, b and c stand for the first three names; a file has their texts."""
+    assignment = stage(folder, called=dict(zip(NAMES, "abc", strict=False)), **changes)
+    write_label_texts(folder / "called", rows)
+    data = assignment.spec.data.model_copy(update={"label_texts": "called"})
+    inputs = {**assignment.inputs, "called": "called"}
+    return assignment.model_copy(update={"spec": assignment.spec.model_copy(update={"data": data}), "inputs": inputs})
+
+
+CALLED = [*zip("abc", NAMES, strict=False), *((name, name) for name in NAMES[3:])]
+
+
+def test_a_file_has_the_texts_of_labels(tmp_path: Path) -> None:
+    """Also of labels that no sample has; `student.label_texts` comes before it."""
+    named = finished(tmp_path / "named", stage(tmp_path / "named"))
+    rows = [("x", "no sample has it"), ("c", "wrong"), *(row for row in CALLED if row[0] != "c")]
+    student = {**DUAL, "label_texts": {"c": NAMES[2]}}
+    given = finished(tmp_path / "given", with_label_texts(tmp_path / "given", rows, student=student))
+    first, second = state(named), state(given)
+    assert all(torch.equal(second[name], each) for name, each in first.items())
+    assert json.loads((given / "report.json").read_text())["sources"]["data.label_texts"]["reference"] == "called"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (CALLED[1:], "data.label_texts has no text for label 'a'; accepted: one for each label of data.train"),
+        ([*CALLED, ("b", "another")], "data.label_texts has another text for label 'b' in row 6"),
+        ([("a", " "), *CALLED[1:]], "data.label_texts has an empty text in row 0, for label 'a'"),
+    ],
+)
+def test_a_file_that_lacks_a_text_is_refused(tmp_path: Path, rows: list[tuple[str, str]], message: str) -> None:
+    word = play(with_label_texts(tmp_path, rows), tmp_path).word
+    assert isinstance(word, Failed)
+    assert (word.fault, word.code, word.param) == ("user", "invalid_data", "data.label_texts")
+    assert message in word.message
+
+
 def test_listed_labels_train_the_model_of_whole_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = [{"kind": "dexml", "criterion": "softmax"}, {"kind": "dexml", "criterion": "top-k", "k": 2}]
     changes: dict[str, Any] = {"recipe": {"losses": losses}, "export": FORMATS[:2]}

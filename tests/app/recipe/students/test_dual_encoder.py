@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import Archive, ArrayFacts
+from app.recipe.data.sources import JsonlData
 from app.recipe.footprint import network_costs, rough_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import model_memory, plan_training, training_flops
@@ -182,3 +183,34 @@ def _activations_of_a_label() -> int:
     one = rough_cost(Transformers(config=BERT), TOKENS.model_copy(update={"length": 16}), 0)
     assert one is not None
     return one.activations
+
+
+SAMPLED: Document = {**DUAL, "labels_per_step": 8}
+
+
+@pytest.mark.parametrize(
+    ("param", "changes"),
+    [
+        ("recipe.accumulate", {"recipe": {"accumulate": 2}}),
+        ("resources.processes", {"resources": {"processes": 2, "queue": "cpu"}}),
+        ("recipe.losses[0].k", {"losses": [{"kind": "dexml", "criterion": "top-k", "k": 8}]}),
+    ],
+)
+def test_some_labels_in_a_step_go_with_whole_batches(param: str, changes: Document) -> None:
+    assert problems(**changes) == {}
+    assert param in problems(student=SAMPLED, **changes)
+    assert problems(student=SAMPLED) == {}
+
+
+def test_a_file_of_texts_is_for_labels_that_are_encoded() -> None:
+    given = {**TEXTS, "label_texts": "g", "label_text_columns": ["name", "words"]}
+    assert problems(data=given) == {}
+    found = problems(data=given, student={"architecture": "transformers", "config": BERT})
+    assert found["data.label_texts"].startswith("is given, and a transformers encodes no labels")
+    other = job(data=given).data.at("data.label_texts")
+    assert isinstance(other, JsonlData)
+    assert (other.input_columns, other.label_columns) == (["name", "words"], [])
+    assert job(data=given).references["data.label_texts"] == "g"
+    others = {**TEXTS, "input_columns": ["a", "b"], "label_columns": [], "label_texts": "g"}
+    found = problems(data=others, task="embedding", losses=[{"kind": "contrastive"}], student=DUAL["encoder"])
+    assert found["data.label_texts"]

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from app.recipe.students.layers import AttentionShape, SoftAttention
 from app.recipe.students.layers.attentions import NEWTON_STEPS
+from worker.kernels.sigmoid_attention import NO_MASK, AttentionMask
 from worker.students.layers.attentions.base import (
     ATTENTIONS,
-    NO_MASK,
-    AttentionMask,
     SelfAttention,
     in_full_precision,
     off_grid,
