@@ -24,6 +24,10 @@ LAYERED: dict[str, Document] = {
     "selu": {"architecture": "mlp", "activation": {"kind": "selu", "alpha_dropout": 0.1}},
     "cubic activation": {"architecture": "mlp", "activation": {"kind": "optimal-hermite"}},
     "replaced norms": {"architecture": "transformers", "replace": [{"match": "*layernorm*", "with": {"kind": "rms"}}]},
+    "replaced attention": {
+        "architecture": "transformers",
+        "replace": [{"match": "*.attention", "with": {"kind": "sigmoid"}}],
+    },
     **{
         f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
         for kind in ("linear", "sigmoid", "softplus", "soft", "nala")

@@ -82,6 +82,8 @@ def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
 
 def normalised_channels(network: Network) -> set[int]:
     """Channels of the layers that a built-in network normalises; empty for others."""
+    if isinstance(network, TextTransformer):
+        return {network.width}
     tally = _count(network, ImageInput(channels=1, height=1, width=1), 1)
     return tally.normalised if tally else set()
 

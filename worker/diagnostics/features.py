@@ -29,8 +29,8 @@ Features = Callable[[Tensor], list[Tensor]]
 
 
 def last_tap(model: Model) -> Tap:
-    """The inputs of the last linear layer; raises `NotComputable` if the network has none."""
-    layer = last_layer(model)
+    """The inputs of the last linear layer, or of a codebook; raises `NotComputable` if the network has none."""
+    layer = last_layer(model) or model.codebook
     if layer is None:
         raise NotComputable("a network has no last linear layer, whose inputs are its features")
     return Tap(path=next(name for name, module in model.network.named_modules() if module is layer), at="input")

@@ -11,6 +11,7 @@ from app.recipe.cost import least_weights, normalised_channels
 from app.recipe.data.sources import Texts
 from app.recipe.job import JobSpec
 from app.recipe.losses import Dexml
+from app.recipe.optimizers import NormalizedGd
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import (
     ZOO,
@@ -38,6 +39,7 @@ from app.recipe.students.layers.attentions import attentions_with
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.quantisation_rules import quantisation_problems
 from app.recipe.students.reconstruction import encoder_problems
+from app.recipe.students.replacements import mask_problems
 from app.recipe.students.shapes import vit_attention
 from app.recipe.students.shrink import Unshrinkable
 from app.recipe.tasks import tasks_for, tasks_with
@@ -111,14 +113,21 @@ def _head_problems(job: JobSpec, network: Network, outputs: int | None) -> Itera
         if job.recipe.method.kind != "supervised":
             found = f"is {job.recipe.method.kind}, and its steps compute the logits of all classes"
             yield Problem("recipe.method.kind", found, f"supervised, or another student.head than {head.kind}")
+        for path, optimizer in job.recipe.optimizers.items():
+            if isinstance(optimizer.stepping, NormalizedGd):
+                found = f"is {optimizer.stepping.kind}, which needs the gradient at the logits of all classes"
+                yield Problem(f"{path}.kind", found, f"any other, or another student.head than {head.kind}")
         if outputs is not None and head.codes >= outputs:
             found = f"is {head.codes}, and there are {outputs} classes"
             yield Problem("student.head.codes", found, f"at most {outputs - 1}")
 
 
 def _replacement_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
-    """Problem of an encoder that is stored for a library which builds its layers itself."""
-    if isinstance(network, Transformers) and network.replace and job.task_spec.pools_tokens:
+    """Problems of replaced layers: an encoder is stored for a library which builds its layers itself, and masks."""
+    if not isinstance(network, Transformers):
+        return
+    yield from mask_problems(network.replace, reads_texts=network.reads == "texts", decodes=network.decodes)
+    if network.replace and job.task_spec.pools_tokens:
         found = f"is given, and a model for {job.task} is stored for a library that builds its layers itself"
         yield Problem("student.replace", found, "none")
 
@@ -251,7 +260,7 @@ def _unfit_problems(task: TaskSpec, network: Network) -> Iterator[Problem]:
         else:
             yield from head_problems(task, network, "student")
     elif isinstance(network, TextTransformer):
-        yield from _text_transformer_problems(task, network)
+        yield from [*_text_transformer_problems(task, network)] or head_problems(task, network, "student")
     elif set(task.reads) == {"texts"}:
         found = f"{network.architecture} reads no texts"
         yield Problem("student.architecture", found, "transformer, transformers, or shrink of a teacher that is one")

@@ -34,6 +34,7 @@ from app.recipe.students.layers.base import by_default
 from app.recipe.students.layers.norms import (
     IMAGE_NORMS,
     NORMS,
+    SINGLE_TOKEN_NORMS,
     TOKEN_NORMS,
     BatchNorm,
     CrmsNorm,
@@ -47,7 +48,6 @@ from app.recipe.students.layers.norms import (
     NormSpec,
     PowerNorm,
     RmsNorm,
-    SingleTokenNorm,
     TokenNorm,
     UnifiedNorm,
 )
@@ -57,6 +57,7 @@ __all__ = [
     "ATTENTIONS",
     "IMAGE_NORMS",
     "NORMS",
+    "SINGLE_TOKEN_NORMS",
     "TOKEN_NORMS",
     "Activation",
     "ActivationSpec",
@@ -86,7 +87,6 @@ __all__ = [
     "Selu",
     "SigmoidAttention",
     "Silu",
-    "SingleTokenNorm",
     "SoftAttention",
     "SoftmaxAttention",
     "SoftplusAttention",

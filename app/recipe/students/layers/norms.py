@@ -250,18 +250,8 @@ def _tag(kind: type[NormSpec]) -> str:
     return str(kind.model_fields["kind"].default)
 
 
-def _refuse_running(given: Any) -> Any:
-    kind = given.get("kind") if isinstance(given, dict) else None
-    if kind in {_tag(each) for each in TOKEN_NORMS if each.statistics}:
-        accepted = ", ".join(map(_tag, SINGLE_TOKEN_NORMS))
-        reason = "has statistics of whole batches, from which a library's network does not leave out padding"
-        raise ValueError(f"{kind} {reason}; accepted: {accepted}")
-    return given
-
-
 SINGLE_TOKEN_NORMS = tuple(kind for kind in TOKEN_NORMS if not kind.statistics)
 """Norms that look at one token alone."""
 Norm = Annotated[NormSpec, OneOf(NORMS)]
 ImageNorm = Annotated[NormSpec, OneOf(IMAGE_NORMS), _refuse_what_is_not_for("images")]
 TokenNorm = Annotated[NormSpec, OneOf(TOKEN_NORMS), _refuse_what_is_not_for("tokens")]
-SingleTokenNorm = Annotated[NormSpec, OneOf(SINGLE_TOKEN_NORMS), BeforeValidator(_refuse_running)]

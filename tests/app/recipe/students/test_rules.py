@@ -10,7 +10,10 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import Archive, ArrayFacts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
+from app.recipe.students.architectures import TextTransformer
+from app.recipe.students.layers import PowerNorm
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.rules import architecture_problems
 
 DATA: Archive = {"x": ArrayFacts((100, 8, 8), "u1"), "y": ArrayFacts((100,), "i8")}
 RESNET: dict[str, Any] = {"architecture": "cifar-resnet", "depth": 20}
@@ -54,6 +57,13 @@ def test_groups_must_divide_the_channels_of_every_layer(student: dict[str, Any],
     assert problem.accepted == accepted
     divisor = int(accepted.rpartition(" ")[2])
     assert not problems({**student, **group(divisor, student["norm"]["kind"])})
+
+
+def test_groups_must_divide_the_width_of_a_network_of_texts_too() -> None:
+    network = TextTransformer(width=12, heads=2, norm=PowerNorm(groups=8))
+    [problem] = architecture_problems(network, None, "student")
+    assert (problem.param, problem.accepted) == ("student.norm.groups", "a divisor of 12")
+    assert not list(architecture_problems(network.model_copy(update={"norm": PowerNorm(groups=4)}), None, "student"))
 
 
 def test_a_narrower_copy_of_a_grouped_teacher_must_be_divided_too() -> None:

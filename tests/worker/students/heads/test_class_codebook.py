@@ -20,8 +20,9 @@ from app.recipe.students.architectures import CifarResNet, Mlp, Shrink, Transfor
 from app.recipe.students.heads import NormalisedHead, VqLogits
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
 from app.recipe.students.shrink import Unshrinkable, shrunk
+from tests.worker.distributed.ranks_stage import Act, play_together
 from tests.worker.training.builders import CLASSES, SIDE, finished, play, require_same_bits, stage, write_teacher
-from worker.protocol import Assignment, Failed
+from worker.protocol import Assignment, Failed, Finished
 from worker.students.measure import network_cost
 from worker.students.model import Model, last_layer
 from worker.students.weights import WEIGHTS, InvalidModel, load_model
@@ -131,6 +132,20 @@ def test_training_over_codes_is_training_over_classes(tmp_path: Path, monkeypatc
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_take_the_steps_of_one(tmp_path: Path, sharding: str) -> None:
+    recipe = {"batch_size": 10, "accumulate": 2, "ema_decay": 0.8, "optimizer": {"kind": "sgd", "lr": 0.05}}
+    more = {"recipe": recipe, "teacher_cache": {"store": "off"}}
+    one = load_file(finished(tmp_path / "one", coded(tmp_path / "one", **more)) / WEIGHTS)
+    resources = {"processes": 2, "queue": "cpu", "sharding": sharding}
+    act = Act(coded(tmp_path / "two", resources=resources, **more), tmp_path / "two")
+    word = play_together({"two": act})["two"].word
+    assert isinstance(word, Finished), word
+    two = load_file(tmp_path / "two" / "bundle" / WEIGHTS)
+    for name, each in one.items():
+        torch.testing.assert_close(two[name], each, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_losses_on_features_go_with_a_codebook(tmp_path: Path) -> None:
     hint = {"kind": "hint", "pairs": [{"teacher": "1", "student": "1"}]}
     finished(tmp_path, coded(tmp_path, recipe={"losses": [*DISTILLED, hint], "epochs": 1}))
@@ -150,6 +165,15 @@ def test_a_student_with_a_codebook_can_teach_and_be_trained_further(tmp_path: Pa
     again = beside("further", student=further, teacher=True, recipe={"losses": DISTILLED, **STILL})
     before, after = (load_model(each).network.state_dict() for each in (bundle, again))
     torch.testing.assert_close(after, before)
+
+
+def test_diagnostics_read_the_features_of_a_codebook(tmp_path: Path) -> None:
+    asked = [{"kind": "mahalanobis"}, {"kind": "loss-landscape"}, {"kind": "robustness"}]
+    data = {"train": "data", "eval_fraction": 0.5}
+    bundle = finished(tmp_path, coded(tmp_path, data=data, evaluation={"diagnostics": asked}))
+    report = json.loads((bundle / "report.json").read_text())
+    assert set(report["diagnostics"]) == {"mahalanobis", "loss-landscape", "robustness"}
+    assert not any("no last linear layer" in warning["message"] for warning in report["warnings"])
 
 
 def test_classes_are_selected_by_their_codes(bundle: Path) -> None:
@@ -244,11 +268,18 @@ def test_what_does_not_go_with_a_codebook_is_refused_by_name() -> None:
     assert refusals(STUDENT, DISTILLED) == {}
     assert "student.head.kind" in refusals(STUDENT, DISTILLED[:1], teacher=None)
     assert "recipe.method.kind" in refusals(STUDENT, DISTILLED, recipe={"method": {"kind": "mutual"}})
+    normalized = {"optimizer": {"kind": "normalized-gd", "lr": 0.1}}
+    assert "recipe.optimizer.kind" in refusals(STUDENT, DISTILLED, recipe=normalized)
+    assert refusals({"architecture": "mlp"}, DISTILLED, recipe=normalized) == {}
     many = {**STUDENT, "head": {**HEAD, "codes": CLASSES}}
     assert refusals(many, DISTILLED)["student.head.codes"].startswith("is 4, and there are 4 classes")
     table = {"train": "data", "format": "csv", "input_columns": ["x"], "label_columns": ["y"]}
     wrong = refusals(STUDENT, [{"kind": "mse"}], task="regression", data=table)
     assert wrong["student.head.kind"].startswith("is vq-logits, which is not for regression")
+    reader = {"architecture": "transformer", "head": HEAD}
+    labelled = {"train": "data", "format": "jsonl", "input_columns": ["text"], "label_columns": ["labels"]}
+    wrong = refusals(reader, [{"kind": "binary-kd"}], task="multi-label-classification", data=labelled)
+    assert wrong["student.head.kind"].startswith("is vq-logits, which is not for multi-label-classification")
     bert = {"architecture": "transformers", "config": {"model_type": "bert"}, "head": HEAD}
     tagged = {"train": "data", "format": "jsonl", "input_columns": ["words"], "label_columns": ["tags"]}
     wrong = refusals(bert, DISTILLED, task="token-classification", data=tagged)

@@ -71,6 +71,15 @@ def test_the_library_opens_a_student_by_a_row_for_every_class(bundle: Path) -> N
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0.0, atol=1e-5)
 
 
+def test_a_built_in_network_of_texts_takes_a_codebook(tmp_path: Path, teacher: Path) -> None:
+    network = {"architecture": "transformer", "width": 8, "depth": 1, "heads": 2, "head": HEAD}
+    folder = tmp_path / "job"
+    bundle = finished(folder, stage(folder, network, teacher, export=["safetensors", "onnx"]))
+    model = load_model(bundle)
+    assert model.codebook is not None
+    assert len(model.codebook.codes.unique()) == CODES
+
+
 def test_the_report_has_what_it_can_not_learn(bundle: Path) -> None:
     report = json.loads((bundle / "report.json").read_text())
     figures = report["codebook"]
