@@ -12,7 +12,7 @@ PEERS_BIN := .venv-peers/bin
 PEERS := .venv-peers/.peers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test test-long test-all lint bench bench-steps bench-peers bench-kernels bench-gpu picture pins clean
+.PHONY: help setup demo up test test-long test-all lint bench bench-steps bench-layers bench-peers bench-kernels bench-gpu picture pins clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: $(READY) ## Measure speed and size, and print the table
 bench-steps: $(READY) ## Measure steps of training: of optimizers, and of methods beside the plain student's
 	@$(BIN)/python -m bench.optimizers $(ARGS)
 	@$(BIN)/python -m bench.step $(ARGS)
+
+bench-layers: $(READY) ## Measure a step of every kind of attention for more and more patches, and draw docs/attention.png
+	@$(BIN)/python -m bench.layers --picture docs/attention.png $(ARGS)
 
 bench-peers: $(PEERS) ## Compare losses and whole trainings with established engines, in an environment of their own
 	@$(PEERS_BIN)/python -m bench.peers $(ARGS)

@@ -29,6 +29,7 @@ from stillhouse import Client, Job, ServiceError
 from tests import kinds
 from tests.kinds import KINDS, job_of, methods, small_job
 from tests.kinds_metrics import expected_metrics
+from tests.kinds_of_layers import LAYERED
 from tests.kinds_of_tables import write_tables
 from tests.stillhouse.process import environment, running
 
@@ -79,29 +80,21 @@ STUDENT: dict[str, Document] = {
     "vit": {"width": 8, "depth": 1, "heads": 2},
     "transformers": {"config": {**BERT["config"], "model_type": "vit", "patch_size": 4}},
     "shrink": {"layers": 1},
+    "convert": {"to": "pre-crmsnorm"},
     "pretrained": {"model": "other"},
     "dual-encoder": {"encoder": BERT, "label_texts": {"day": "the light"}},
 }
 """Settings by the architecture of the student."""
-LAYERED: dict[str, Document] = {
-    "layer norm": {"architecture": "cifar-resnet", "norm": {"kind": "layer"}, "activation": {"kind": "gelu"}},
-    "group norm": {
-        **{"architecture": "cifar-resnet", "norm": {"kind": "group", "groups": 2}},
-        "activation": {"kind": "leaky-relu"},
-    },
-    "rms norm": {"architecture": "wide-resnet", "norm": {"kind": "rms"}},
-    "no norm": {"architecture": "cifar-vgg", "norm": {"kind": "none"}, "activation": {"kind": "silu"}},
-    "replaced norms": {"architecture": "transformers", "replace": [{"match": "*layernorm*", "with": {"kind": "rms"}}]},
-    **{
-        f"{kind} attention": {"architecture": "vit", "patch_size": 4, "attention": {"kind": kind}}
-        for kind in ("linear", "sigmoid", "softplus", "soft", "nala")
-    },
-    "normalised head": {"architecture": "cifar-resnet", "head": {"kind": "normalised"}},
-}
-"""Students of layers that no architecture has by default."""
+
+
 RELATIONS = ("embedding-distance", "similarity-matrix", "rkd")
 """Kinds that compare vectors of student and teacher."""
 METHOD_JOBS: dict[str, Document] = {
+    "export": small_job(
+        {"method": {"kind": "export"}},
+        {"architecture": "convert"},
+        **{"teacher": {"model": "vit"}, "export": ["safetensors", "onnx", "torch-export"]},
+    ),
     "mutual": small_job({**LABELS, "method": {"kind": "mutual"}}, MLP),
     "adversarial": small_job(
         {**LABELS, "method": {"kind": "adversarial", "clean_teacher": "cnn", "robust_teacher": "other", "steps": 2}},
@@ -160,7 +153,7 @@ def jobs_of_losses() -> Iterator[tuple[str, Document]]:
     for number, name in enumerate(OF_IMAGE_CLASSES):
         job = job_with(ANYWHERE[number :: len(OF_IMAGE_CLASSES)])
         job |= {"student": {"architecture": name, **STUDENT[name]}}
-        job |= {"teacher": {"model": "vit"}} if name == "shrink" else {}
+        job |= {"teacher": {"model": "vit"}} if name in ("shrink", "convert") else {}
         if number < len(LABELLED):
             change = LABELLED[number]
             crop: list[Document] = [{"kind": "crop", "padding": 1}] if change == "self-mix" else []
@@ -226,7 +219,7 @@ def jobs_of_other_data() -> Iterator[tuple[str, Document]]:
     asked = [{"kind": kind, **kinds.DIAGNOSED.get(kind, {})} for kind in DIAGNOSTIC_KINDS if kind != "anomaly-maps"]
     like_its_teacher = {"losses": [*LABELS["losses"], {"kind": "kd"}], "optimizer": {"kind": "sgd", "lr": 1e-6}}
     pretrained = {"architecture": "pretrained", "model": "vit"}
-    data = {"train": "classes", "eval_fraction": 0.7}
+    data = {"train": "classes", "eval_fraction": 0.5}
     more = {"teacher": {"model": "vit"}, "evaluation": {"diagnostics": asked}}
     yield "diagnostics of a classifier", small_job(like_its_teacher, pretrained, data=data, **more)
     given = {"losses": [{"kind": "feature-reconstruction"}, {"kind": "prototype-coherence"}], "epochs": 1}

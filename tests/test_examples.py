@@ -43,6 +43,7 @@ FILES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path not in (MET
 BRIEFLY = ("export=[safetensors]", "evaluation.every_epochs=1000")
 TWO_STEPS = ("recipe.max_steps=2",)
 SHORTENED = {"rollback.yaml": ("recipe.epochs=1", "recipe.batch_size=1000", "recipe.schedule.milestones=[0.5]")}
+SHORTENED["convert.yaml"] = ()
 """What shortens an example that takes no `max_steps`."""
 PLAYED = (
     *("cifar10.yaml", "sst2-teacher.yaml", "sst2.yaml", "sst2-shrink.yaml"),
@@ -51,7 +52,7 @@ PLAYED = (
 )
 """Examples that the programs send."""
 MADE_FIRST = (
-    *("teacher.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
+    *("teacher.yaml", "vit.yaml", "faces-tough.yaml", "faces-tolerant.yaml"),
     *("token-classification-teacher.yaml", "multi-label-teacher.yaml", "adversarial-teacher.yaml"),
     *("image-embedding-teacher.yaml", "self-supervised.yaml"),
 )
@@ -60,6 +61,7 @@ TAUGHT_BY = {
     "sst2.yaml": ["sst2-teacher.yaml"],
     "sst2-shrink.yaml": ["sst2-teacher.yaml"],
     "sst2-meta.yaml": ["sst2-teacher.yaml"],
+    "transformer.yaml": ["sst2-teacher.yaml"],
     "multi-label.yaml": ["multi-label-teacher.yaml"],
     "embedding.yaml": ["embedding-teacher.yaml"],
     "retrieval.yaml": ["embedding-teacher.yaml"],
@@ -67,6 +69,7 @@ TAUGHT_BY = {
     "image-embedding.yaml": ["image-embedding-teacher.yaml"],
     "self-supervised-classes.yaml": ["self-supervised.yaml"],
     "token-classification.yaml": ["token-classification-teacher.yaml"],
+    "convert.yaml": ["vit.yaml"],
     "adversarial.yaml": ["teacher.yaml", "adversarial-teacher.yaml"],
     "cifar10.yaml": ["cifar10"],
     "shakespeare.yaml": ["shakespeare-teacher.yaml"],

@@ -77,11 +77,13 @@ def job_document(model: ModelRow, wanted: DiagnosisRequest) -> dict[str, Any]:
     """The job that runs the diagnostics of `model`."""
     config = ModelConfig.model_validate(model.config) if model.config else None
     document = wanted.model_dump(mode="json", exclude_unset=True)
-    if wanted.task is None:
-        document["task"] = config.task if config else JobSpec.model_fields["task"].default
+    described = {"task": config.task} if config is not None else {}
+    given = {name: value for name, value in document.items() if value is not None}
     if wanted.data.declared_classes is None and config is not None:
-        document["data"] |= _classes(config)
-    return document | {
+        given["data"] |= _classes(config)
+    return {
+        **described,
+        **given,
         "student": {"architecture": "pretrained", "model": model.id},
         "recipe": {"losses": [], "method": {"kind": "untrained"}},
         "export": ["safetensors"],

@@ -21,9 +21,9 @@ from app.recipe.footprint import Footprint, evaluated, footprints, network_costs
 from app.recipe.job import JobSpec
 from app.recipe.plan import NetworkCosts, TrainingPlan, kept_back_count, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import reads_texts
+from app.recipe.students.derived import network_of, student_input
 from app.recipe.students.inputs import Input, TextInput
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import network_of, student_input
 
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 5e9, "gpu": 5e12}
 """Used until the project has finished a job on such a device; two cores reach about the first on small layers."""

@@ -29,6 +29,7 @@ from app.recipe.students.hugging_face import (
     parse_object,
     read_index,
 )
+from app.recipe.students.layers import NORMS
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.rules import architecture_problems
 from app.recipe.students.timm import is_timm
@@ -44,7 +45,7 @@ READ_WHOLE = {**DOCUMENTS, INDEX: MAX_INDEX_BYTES}
 """Files that are read here, and the largest size of each in bytes."""
 MAX_RENAMINGS = 1_000_000
 """Most comparisons of names with renames while a client waits; each takes a microsecond."""
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_STATISTICS = tuple({name for kind in NORMS for name in kind.statistics})
 """Tensors of a normalisation layer that are statistics, not trained."""
 
 

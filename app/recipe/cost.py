@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from math import prod
 from typing import Any
 
 from app.recipe.students.architectures import (
@@ -24,9 +23,8 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
-from app.recipe.students.heads import HeadSpec
 from app.recipe.students.inputs import ImageInput, Input, TableInput, TextInput
-from app.recipe.students.layers import ActivationSpec, AttentionShape, AttentionSpec, NormSpec
+from app.recipe.students.layers import AttentionShape
 from app.recipe.students.reconstruction import FeatureShape, feature_shape
 from app.recipe.students.shapes import (
     SHUFFLENET_BLOCKS,
@@ -43,110 +41,15 @@ from app.recipe.students.shapes import (
     vit_attention,
 )
 from app.recipe.students.shrink import ENCODERS, all_heads
+from app.recipe.tally import Cost, ImageNetwork, Tally
 
 LARGEST_GRAPH = 2**31 - 2**26
 """Most bytes of weights in one ONNX file."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Costs of one network."""
-
-    parameters: int
-    """All weights."""
-    flops: int
-    """Floating-point operations of one sample's forward pass: two per multiply-add of a linear or convolutional layer
-    or of attention; element-wise work is not counted."""
-    activations: int
-    """Elements kept for the backward pass per sample, roughly."""
-    peak_activation: int
-    """Elements of the largest layer's output per sample; a forward pass alone needs twice as many."""
-    hidden_weights: int
-    """Trained weights in the matrices of hidden layers, for which some optimizers have no state."""
-    frozen_parameters: int = 0
-    """Those of the `parameters` that are not trained, so that they have neither gradient nor optimizer state."""
-    frozen_flops: int = 0
-    """Those of the `flops` that have no backward pass."""
-
-    def training_flops(self, passes: int) -> int:
-        """Operations of training on one sample, which takes as many forward passes of what is trained, a backward pass
-        counted as two."""
-        return passes * (self.flops - self.frozen_flops) + self.frozen_flops
-
-
 QUANTISED_COPIES = 2
 """Bound of what a quantised network keeps for the backward pass, as a multiple of what it keeps otherwise: the inputs
 of a layer are kept as they are and rounded."""
-_Layers = CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2
-"""Networks with a choice of norms and activations of images."""
-
-
-class _Tally:
-    """Sums of costs, layer by layer."""
-
-    def __init__(self, sample: Input) -> None:
-        self.parameters = self.flops = self.matrices = self.last_matrix = 0
-        self.activations = self.peak = prod(sample.axes)
-        self.normalised = set[int]()
-        """Channels of the layers that are normalised."""
-
-    def matrix(self, fan_in: int, outputs: int, positions: int = 1, *, bias: bool) -> None:
-        """A linear map from `fan_in` inputs to `outputs` channels at each of `positions`."""
-        self.parameters += (fan_in + bias) * outputs
-        self.flops += 2 * fan_in * outputs * positions
-        self.last_matrix = fan_in * outputs if min(fan_in, outputs) > 1 else self.last_matrix
-        self.matrices += fan_in * outputs if min(fan_in, outputs) > 1 else 0
-
-    def conv_norm(self, layers: _Layers, fan_in: int, outputs: int, positions: int, *, linear: bool = False) -> None:
-        """A convolution, its norm and, unless it is `linear`, its activation."""
-        self.matrix(fan_in, outputs, positions, bias=layers.norm.needs_bias)
-        self.norm(layers.norm, outputs, positions)
-        if linear:
-            self.keep(outputs * positions)
-        else:
-            self.activation(layers.activation, outputs * positions)
-
-    def norm(self, norm: NormSpec, channels: int, positions: int) -> None:
-        """A norm; its output is counted with the next layer, which may keep it."""
-        self.normalised.add(channels)
-        self.parameters += norm.vectors * channels
-        self.keep(channels * positions, norm.keeps)
-
-    def activation(self, activation: ActivationSpec, elements: int) -> None:
-        """An activation; its output is kept by the next layer."""
-        self.keep(elements, 1 + activation.keeps_input)
-
-    def attention(self, attention: AttentionSpec, shape: AttentionShape) -> None:
-        """Attention with its linear maps."""
-        width, mapped = shape.width, len(attention.projections) * shape.width
-        self.matrix(width, mapped, shape.tokens, bias=True)
-        self.keep(mapped * shape.tokens)
-        between = attention.cost(shape)
-        self.parameters += between.parameters
-        self.matrices += between.matrices
-        self.flops += between.flops
-        self.activations += between.kept
-        self.peak = max(self.peak, between.largest)
-        self.matrix(width, width, shape.tokens, bias=True)
-
-    def head(self, head: HeadSpec, features: int, outputs: int) -> None:
-        """The last layer; its features and outputs are kept."""
-        self.keep(features)
-        self.last_layer(head, features, outputs)
-
-    def last_layer(self, head: HeadSpec, features: int, outputs: int) -> None:
-        """The last layer on features that the layer before keeps; its outputs are kept."""
-        self.matrix(features, head.rows(outputs), bias=head.has_bias)
-        self.parameters += head.further_weights
-        self.keep(head.rows(outputs))
-
-    def keep(self, elements: int, times: int = 1) -> None:
-        """`times` tensors of `elements` that are kept for the backward pass."""
-        self.activations += times * elements
-        self.peak = max(self.peak, elements)
-
-    def cost(self) -> Cost:
-        return Cost(self.parameters, self.flops, self.activations, self.peak, self.matrices - self.last_matrix)
 
 
 def beside(frozen: Cost, trained: Cost) -> Cost:
@@ -179,14 +82,16 @@ def student_cost(student: Network, sample: Input, outputs: int) -> Cost | None:
 
 def normalised_channels(network: Network) -> set[int]:
     """Channels of the layers that a built-in network normalises; empty for others."""
+    if isinstance(network, TextTransformer):
+        return {network.width}
     tally = _count(network, ImageInput(channels=1, height=1, width=1), 1)
     return tally.normalised if tally else set()
 
 
-def _count(student: Network, sample: Input, outputs: int) -> _Tally | None:
+def _count(student: Network, sample: Input, outputs: int) -> Tally | None:
     if isinstance(student, Transformers | Timm | DualEncoder | InpFormerNetwork):
         return None
-    tally = _Tally(sample)
+    tally = Tally(sample)
     if isinstance(student, TextTransformer):
         _text_transformer(student, sample, outputs, tally)
     else:
@@ -229,17 +134,17 @@ def as_image(sample: Input) -> ImageInput:
     return ImageInput(channels=1, height=1, width=sample.columns) if isinstance(sample, TableInput) else sample
 
 
-def _mlp(student: Mlp, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _mlp(student: Mlp, image: ImageInput, classes: int, tally: Tally) -> None:
     widths = [image.channels * image.height * image.width, *student.hidden]
     bias = student.quantise is None or student.quantise.has_bias
     for fan_in, outputs in pairwise(widths):
         tally.matrix(fan_in, outputs, bias=bias)
-        tally.keep(outputs)
+        tally.activation(student.activation, outputs)
     tally.last_layer(student.head, widths[-1], classes)
     tally.parameters -= 0 if bias else classes
 
 
-def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: Tally) -> None:
     positions = image.height * image.width
     channels = student.width
     tally.conv_norm(student, 9 * image.channels, channels, positions)
@@ -251,7 +156,7 @@ def _resnet(student: CifarResNet, image: ImageInput, classes: int, tally: _Tally
     tally.head(student.head, channels, classes)
 
 
-def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: Tally) -> None:
     channels, bias = WRN_BASE, student.norm.needs_bias
     tally.matrix(9 * image.channels, channels, image.height * image.width, bias=bias)
     for stage in range(STAGES):
@@ -269,12 +174,12 @@ def _wide_resnet(student: WideResNet, image: ImageInput, classes: int, tally: _T
     tally.head(student.head, channels, classes)
 
 
-def _pre_activation(layers: _Layers, channels: int, positions: int, tally: _Tally) -> None:
+def _pre_activation(layers: ImageNetwork, channels: int, positions: int, tally: Tally) -> None:
     tally.norm(layers.norm, channels, positions)
     tally.activation(layers.activation, channels * positions)
 
 
-def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: Tally) -> None:
     channels = image.channels
     for stage, widths in enumerate(vgg_stages(student)):
         positions = _positions(image, min(stage, VGG_HALVINGS))
@@ -287,7 +192,7 @@ def _vgg(student: CifarVgg, image: ImageInput, classes: int, tally: _Tally) -> N
     tally.head(student.head, channels, classes)
 
 
-def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: Tally) -> None:
     shape, halvings = mobilenet_shape(student), 1
     tally.conv_norm(student, 9 * image.channels, shape.stages[0][0].inputs, _positions(image, halvings))
     for block in (block for stage in shape.stages for block in stage):
@@ -299,7 +204,7 @@ def _mobilenet_v2(student: MobileNetV2, image: ImageInput, classes: int, tally: 
     tally.head(student.head, shape.last, classes)
 
 
-def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally: Tally) -> None:
     *widths, last = shufflenet_widths(student)
     channels = SHUFFLENET_STEM
     tally.conv_norm(student, image.channels, channels, _positions(image, 0))
@@ -317,13 +222,13 @@ def _shufflenet_v2(student: ShuffleNetV2, image: ImageInput, classes: int, tally
     tally.head(student.head, last, classes)
 
 
-def _shuffle_branch(layers: _Layers, channels: int, width: int, before: int, after: int, tally: _Tally) -> None:
+def _shuffle_branch(layers: ImageNetwork, channels: int, width: int, before: int, after: int, tally: Tally) -> None:
     tally.conv_norm(layers, channels, width, before)
     tally.conv_norm(layers, 9, width, after, linear=True)
     tally.conv_norm(layers, width, width, after)
 
 
-def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
+def _vit(student: Vit, image: ImageInput, classes: int, tally: Tally) -> None:
     patch, width, shape = student.patch_size, student.width, vit_attention(student, image)
     tokens = shape.tokens
     tally.matrix(image.channels * patch * patch, width, shape.positions, bias=True)
@@ -335,7 +240,7 @@ def _vit(student: Vit, image: ImageInput, classes: int, tally: _Tally) -> None:
     tally.head(student.head, width, classes)
 
 
-def _text_transformer(student: TextTransformer, sample: Input, outputs: int, tally: _Tally) -> None:
+def _text_transformer(student: TextTransformer, sample: Input, outputs: int, tally: Tally) -> None:
     assert isinstance(sample, TextInput)  # the rules refuse others
     width, shape = student.width, text_attention(student, sample.length)
     tally.parameters += (sample.vocabulary + (shape.tokens if student.positions == "learned" else 0)) * width
@@ -346,11 +251,11 @@ def _text_transformer(student: TextTransformer, sample: Input, outputs: int, tal
     tally.head(student.head, width, outputs)
 
 
-def _transformer_block(student: Vit | TextTransformer, shape: AttentionShape, tally: _Tally) -> None:
+def _transformer_block(student: Vit | TextTransformer, shape: AttentionShape, tally: Tally) -> None:
     width, hidden, tokens = student.width, feed_forward_width(student), shape.tokens
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
-    tally.attention(student.attention, shape)
+    tally.attention(student.attention, shape, width)
     tally.norm(student.norm, width, tokens)
     tally.keep(width * tokens)
     tally.matrix(width, hidden, tokens, bias=True)
@@ -360,7 +265,7 @@ def _transformer_block(student: Vit | TextTransformer, shape: AttentionShape, ta
 
 def reconstruction_cost(student: InpFormerNetwork, frozen: Cost, shape: FeatureShape, image: ImageInput) -> Cost:
     """Costs of a network that reconstructs features of this shape, of an encoder with the costs `frozen`."""
-    tally, (width, positions) = _Tally(image), shape
+    tally, (width, positions) = Tally(image), shape
     tally.keep(width * positions, len(student.paths) + 1)  # the features, and their mean
     tally.parameters += student.prototypes * width
     _cross_attention(student, width, student.prototypes, positions, tally)
@@ -372,7 +277,7 @@ def reconstruction_cost(student: InpFormerNetwork, frozen: Cost, shape: FeatureS
     return beside(frozen, tally.cost())
 
 
-def _cross_attention(student: InpFormerNetwork, width: int, queries: int, keys: int, tally: _Tally) -> None:
+def _cross_attention(student: InpFormerNetwork, width: int, queries: int, keys: int, tally: Tally) -> None:
     """A block of attention from `queries` tokens to `keys` others, and its feed-forward layers."""
     tally.parameters += 4 * width  # two norms
     tally.keep(width * (queries + keys))
@@ -386,7 +291,7 @@ def _cross_attention(student: InpFormerNetwork, width: int, queries: int, keys: 
     _feed_forward(student, width, queries, tally)
 
 
-def _feed_forward(student: InpFormerNetwork, width: int, positions: int, tally: _Tally) -> None:
+def _feed_forward(student: InpFormerNetwork, width: int, positions: int, tally: Tally) -> None:
     tally.matrix(width, student.hidden(width), positions, bias=True)
     tally.keep(student.hidden(width) * positions, 2)
     tally.matrix(student.hidden(width), width, positions, bias=True)
@@ -398,7 +303,7 @@ def _positions(image: ImageInput, stage: int) -> int:
     return -(-image.height // shrink) * -(-image.width // shrink)
 
 
-_Counter = Callable[[Any, ImageInput, int, _Tally], None]
+_Counter = Callable[[Any, ImageInput, int, Tally], None]
 _COUNTERS: dict[type, _Counter] = {
     Mlp: _mlp,
     CifarResNet: _resnet,

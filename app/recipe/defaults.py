@@ -24,8 +24,10 @@ from app.recipe.students.architectures import (
     Vit,
     reads_texts,
 )
+from app.recipe.students.conversion import Convert
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.students.shrink import Unshrinkable
 from app.recipe.tasks.base import TrainingDefaults
 
 CONVOLUTIONAL_MODEL_TYPES = ("bit", "efficientnet", "mobilenet_v1", "mobilenet_v2", "regnet", "resnet")
@@ -137,7 +139,7 @@ def training_defaults(job: JobSpec, models: Mapping[str, ModelConfig]) -> Traini
 
 
 def _starts_as_teacher(student: Student) -> bool:
-    return isinstance(student, Shrink) and student.init == "teacher"
+    return isinstance(student, Convert) or (isinstance(student, Shrink) and student.init == "teacher")
 
 
 def _reads_texts(job: JobSpec, network: Network | None) -> bool:

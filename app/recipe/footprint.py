@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from app.recipe.cost import Cost, known_costs, reconstruction_cost, student_cost
+from app.recipe.cost import known_costs, reconstruction_cost, student_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import LABEL_PASSES, LABELS_AT_ONCE, NetworkCosts, StepCost, model_memory
 from app.recipe.students.architectures import (
@@ -27,6 +27,7 @@ from app.recipe.students.inputs import ImageInput, Input, TextInput
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import FeatureShape
 from app.recipe.students.shrink import ENCODERS, all_heads
+from app.recipe.tally import Cost
 from app.recipe.tasks.base import CLASS_BYTES
 
 MB = 2**20

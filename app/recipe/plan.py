@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from app.recipe.cost import Cost
 from app.recipe.data.facts import SampleFacts
 from app.recipe.data.sources import Data
 from app.recipe.job import JobSpec, Recipe
+from app.recipe.tally import Cost
 
 EVAL_BATCH = 256
 """Samples per forward pass of an evaluation."""

@@ -25,7 +25,7 @@ def remarks(job: JobSpec, plan: TrainingPlan) -> Iterator[JobRemark]:
         yield JobRemark("batch_exceeds_data", "recipe.batch_size", f"{found}, and an epoch is one step")
     for number, (stage, laid_out) in enumerate(zip(recipe.all_stages, plan.stages, strict=True)):
         schedule = stage.schedule or recipe.schedule
-        if schedule.warmup_steps >= laid_out.steps:
+        if laid_out.steps and schedule.warmup_steps >= laid_out.steps:
             path = f"recipe.stages[{number}].schedule" if stage.schedule else "recipe.schedule"
             found = f"is {schedule.warmup_steps}, and this training has {laid_out.steps} steps"
             yield JobRemark(

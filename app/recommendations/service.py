@@ -16,7 +16,8 @@ from app.jobs.service import input_facts
 from app.recipe.checks import InputFacts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
-from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.students.derived import network_of
+from app.recipe.students.shrink import Unshrinkable
 from app.recipe.teachers.teacher import Outside
 from app.recommendations import repository
 from app.recommendations.candidates import PLACEHOLDER, Candidate, Document, accepted, refusals, with_recipe

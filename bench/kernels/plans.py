@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.kernels import heads, logit_rows, page, retrieval
+from bench.kernels import attention, heads, logit_rows, page, retrieval
+from bench.kernels.attention import Attended
 from bench.kernels.contest import Contest, Machine, Outcome, hold, machine_rates
 from bench.kernels.heads import Shape
 from bench.kernels.logit_rows import Size
@@ -54,7 +55,8 @@ def cuda(short: bool) -> Plan:
     full = (*(Shape(rows, 4096, 128_256) for rows in (1024, 2048, 4096, 8192)), Shape(4096, 2048, 151_936))
     shapes = (Shape(256, 256, 8192),) if short else full
     sizes = SIZES[:1] if short else (*SIZES, Size(1024, 128_256))
-    return plan("cuda", torch.bfloat16, shapes, shapes[2:3] or shapes, sizes, (512, 8) if short else (8192, 2000))
+    found = plan("cuda", torch.bfloat16, shapes, shapes[2:3] or shapes, sizes, (512, 8) if short else (8192, 2000))
+    return found._replace(entries=[*found.entries, *_attentions(short, found.device, found.dtype)])
 
 
 def plan(
@@ -83,6 +85,13 @@ def _lists(short: bool, device: torch.device, dtype: torch.dtype) -> Iterator[En
         for size in sizes:
             verdicts = page.LISTS if size == sizes[-1] else ()
             yield Entry(partial(retrieval.contest, kind, size, device, dtype), verdicts)
+
+
+def _attentions(short: bool, device: torch.device, dtype: torch.dtype) -> Iterator[Entry]:
+    """Sigmoid attention, all tokens with all and with earlier ones."""
+    for causal in (False, True):
+        size = Attended(2, 2, 64, 16, causal) if short else Attended(4, 16, 4096, 64, causal)
+        yield Entry(partial(attention.contest, size, device, dtype), ())
 
 
 class OpenEntry(NamedTuple):

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from bench import gpu
+from bench.kernels import attention, heads, logit_rows, page, plans, retrieval
 from bench.kernels import contest as rounds
-from bench.kernels import heads, logit_rows, page, plans, retrieval
 from bench.kernels.__main__ import main
+from bench.kernels.attention import Attended
 from bench.kernels.contest import CUDA, PROCESSOR, Contender, Contest, Machine, Outcome, Turn, hold, turn
 from bench.kernels.heads import COMPILED, LIGER, NARROW, OURS, PLAIN, SPARSE, STUDENT, TRL, Shape
 from bench.kernels.logit_rows import Size
@@ -63,6 +64,13 @@ def test_both_forms_of_the_losses_of_queries_have_the_same_loss(kind: str) -> No
     outcome = hold(retrieval.contest(kind, Listed(4, 3, 8), CPU, torch.float32), 0.0)
     assert (outcome.wrong, outcome.missing) == ({}, {})
     assert {name: len(turns) for name, turns in outcome.turns.items()} == {OURS: 2, PLAIN: 2}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_both_forms_of_sigmoid_attention_have_the_same_loss(causal: bool) -> None:
+    outcome = hold(attention.contest(Attended(2, 2, 9, 4, causal), CPU, torch.float32), 0.0)
+    assert (outcome.wrong, outcome.missing) == ({}, {})
+    assert set(outcome.turns) == {OURS, PLAIN}
 
 
 def test_all_forms_of_the_last_layer_have_the_same_loss() -> None:
@@ -199,7 +207,7 @@ def test_the_plans_hold_the_shapes_that_targets_are_stated_for() -> None:
     processor, cuda = plans.processor(False), plans.cuda(False)
     assert cuda.dtype == torch.bfloat16
     assert len(processor.entries) == 2 + 1 + 1 + 6 + 4
-    assert len(cuda.entries) == 5 + 1 + 1 + 6 + 1
+    assert len(cuda.entries) == 5 + 1 + 1 + 6 + 1 + 2
     meters: dict[str, Any] = {"cpu": PROCESSOR, "cuda": CUDA}
     assert {plan.device.type for plan in (processor, cuda)} == set(meters)
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from app.recipe.students.layers import AttentionShape, NalaAttention, SoftAttention
 from tests.golden import Case
 from tests.golden.comparison import Comparison
-from worker.students.layers.attentions import ATTENTIONS, AttentionMask
+from worker.kernels.sigmoid_attention import AttentionMask, sigmoid_attention
+from worker.students.layers.attentions import ATTENTIONS
 from worker.students.layers.attentions.nala import grid_angles
-from worker.students.layers.attentions.sigmoid import sigmoid_attention
 from worker.students.layers.attentions.soft import SoftSelfAttention, normalised_inverse, ridge_inverse
 from worker.students.layers.attentions.softplus import softplus_weights
 

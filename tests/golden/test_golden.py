@@ -18,7 +18,6 @@ from tests.golden.methods import METHODS
 NOT_OURS = {
     ("unime", "inbatch_infonce"),
     ("cfcd", "arc_curricular"),
-    *(("l1norm_shiftquant", f"l1_{axis}_{values}") for axis in ("batch", "layer") for values in ("basic", "outlier")),
 }
 """Cases about something that this package does not compute; and of `ldr` the authors' other losses."""
 OTHER_LOSSES = ("cs", "ww", "mae", "nce", "rce", "agce", "aul", "sce", "ce")

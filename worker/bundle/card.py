@@ -12,6 +12,7 @@ from app.recipe.losses.weights import Weight
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.report import GRAPHS, Figures, columns, diagnostics, rows
 from app.recipe.students.architectures import InpFormer, Shrink
+from app.recipe.students.derived import derived_teacher
 from app.recipe.students.model import ImageInput, ModelConfig, TableInput, TextInput
 from worker.bundle.snippets import snippets
 from worker.students.weights import WEIGHTS
@@ -109,10 +110,8 @@ def _base(job: JobSpec) -> str | None:
     """The hub's model that the student's weights were initialised from."""
     if job.student_origin is not None:
         return job.student_origin.hub
-    if isinstance(job.student, Shrink) and job.student.init == "teacher" and job.all_teachers:
-        name = job.student.teacher
-        return (job.teacher_named(name) if name else job.all_teachers[0]).hub
-    return None
+    name = None if isinstance(job.student, Shrink) and job.student.init == "fresh" else derived_teacher(job)
+    return job.teacher_named(name).hub if name is not None else None
 
 
 def _plain(name: str) -> str:

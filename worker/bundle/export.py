@@ -27,6 +27,7 @@ from app.recipe.report import INT8, ONNX, PROGRAM
 from app.recipe.students.model import Input, ModelConfig, TextInput
 from worker.bundle.qdq import with_qdq_layers
 from worker.bundle.snippets import LABELS, output_name
+from worker.students.folding import with_folded_norms
 from worker.students.measure import example
 from worker.students.model import Model
 from worker.students.weights import load_model, save_model
@@ -54,7 +55,7 @@ def export_onnx(model: Model, folder: Path) -> Call:
     """Write `model.onnx` from `model` (on the CPU) and open it in ONNX Runtime; see the module for the tensors."""
     with _quiet():
         program = torch.onnx.export(
-            with_qdq_layers(model),
+            with_folded_norms(with_qdq_layers(model)),
             (example(model.config.input, TRACED),),
             input_names=[model.config.input.key],
             output_names=[output_name(model.config)],
@@ -99,7 +100,9 @@ def export_program(model: Model, folder: Path) -> Call:
     tensors."""
     with _quiet():
         sample = model.config.input
-        program = torch.export.export(model, (example(sample, TRACED),), dynamic_shapes=(_free(sample),))
+        program = torch.export.export(
+            with_folded_norms(model), (example(sample, TRACED),), dynamic_shapes=(_free(sample),)
+        )
         _remove_stack_traces(program.graph_module)
         labels = {f"{name}.json": content for name, content in _labels(model.config).items()}
         torch.export.save(program, folder / PROGRAM, extra_files=labels)

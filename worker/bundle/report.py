@@ -10,8 +10,10 @@ import torch
 from app.recipe.job import JobSpec
 from app.recipe.plan import TrainingPlan
 from app.recipe.students.architectures import InpFormer, Shrink
+from app.recipe.students.conversion import Convert
+from app.recipe.students.derived import derived_teacher
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import kept_heads, kept_layers, shrunk_teacher, sized, teacher_depth
+from app.recipe.students.shrink import kept_heads, kept_layers, sized, teacher_depth
 from app.recipe.tasks.base import MainMetric
 from worker.tasks.base import ClassRow, Figures
 from worker.training.history import Point
@@ -33,7 +35,9 @@ def origin_figures(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Figures
         return {"started_from": job.start.reference}
     if isinstance(job.student, InpFormer):
         return {"encoder": job.student.reference, "layers": job.student.layers}
-    name = shrunk_teacher(job)
+    name = derived_teacher(job)
+    if isinstance(job.student, Convert):
+        return {"teacher": name, "converted_to": job.student.to}
     if name is None or not isinstance(job.student, Shrink):
         return None
     network = teachers[name].architecture

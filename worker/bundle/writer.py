@@ -22,7 +22,7 @@ from worker.bundle import export
 from worker.bundle.card import model_card
 from worker.bundle.curves import draw_curves
 from worker.bundle.integer import export_integer
-from worker.bundle.quantisation import graph_tolerance, is_quantised, quantisation_figures
+from worker.bundle.quantisation import graph_tolerance, quantisation_figures, quantisation_of
 from worker.bundle.report import Report, class_figures, epochs_figures, origin_figures, train_figures
 from worker.bundle.spiking import export_spiking
 from worker.bundle.verify import TOLERANCE, allowed_difference, require_finite, require_same, require_same_metrics
@@ -213,7 +213,7 @@ class BundleWriter:
             "teacher": next(iter(teachers.values()), None),
             "teachers": teachers,
             **({"learners": learners} if learners else {}),
-            **self._quantisation(),
+            **({"quantisation": quantisation} if (quantisation := self._quantisation()) else {}),
             "epochs": self._epochs(),
             "per_class": self._classes(),
             "diagnostics": self.diagnosed.figures,
@@ -228,12 +228,8 @@ class BundleWriter:
 
     def _quantisation(self) -> Figures:
         """Figures of the quantisation; empty if there is none."""
-        if not is_quantised(self._loaded):
-            return {}
-        samples = self._loaded.fit(self._graph_samples()).cpu()
-        return {
-            "quantisation": quantisation_figures(self._loaded.cpu(), self._trained.evaluator, samples, self._bundle)
-        }
+        samples = self._loaded.cpu().fit(self._graph_samples().cpu())
+        return quantisation_figures(self._loaded, self._trained.evaluator, samples, self._bundle)
 
     def _graph_samples(self) -> Tensor:
         """Raw samples (N, ...) with which graphs are timed."""
@@ -275,7 +271,7 @@ class BundleWriter:
         found = self._trained.evaluator.evaluate_graph(call, self._model)
         figures: Figures = {"bytes": (self._bundle / graph.file).stat().st_size}
         figures |= self._exact(graph.file, found, graph_tolerance(self._model)) if graph.exact else {}
-        figures |= {} if graph.exact and not is_quantised(self._model) else self._inexact(graph.file, found)
+        figures |= {} if graph.exact and quantisation_of(self._model) is None else self._inexact(graph.file, found)
         samples = self._model.fit(self._graph_samples())
         return figures | {"latency_runtime": graph.runtime, **speed(call, samples.cpu())}
 

@@ -17,8 +17,8 @@ from app.recipe.data.sources import ImageData
 from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.plan import kept_back_count
+from app.recipe.students.derived import network_of, start_of, student_input
 from app.recipe.students.model import MAX_COLUMNS, ImageInput, Input, ModelConfig, Preprocessing, TableInput
-from app.recipe.students.shrink import network_of, start_of, student_input
 from worker.data.archive import read_headers
 from worker.data.batches import Batch, whole_split
 from worker.data.formats import read_samples

@@ -12,8 +12,8 @@ from app.recipe.data.sources import Texts as TextOptions
 from app.recipe.job import JobSpec
 from app.recipe.methods.text_generation import TextGeneration
 from app.recipe.plan import split_counts
+from app.recipe.students.derived import network_of, student_input
 from app.recipe.students.model import ModelConfig, TextInput
-from app.recipe.students.shrink import network_of, student_input
 from worker.data.archive import NDArray
 from worker.data.batches import Batch
 from worker.data.documents import end_of, read_documents

@@ -148,7 +148,10 @@ def _fitted(features: Features, taps: list[Tap], training: Images, classes: int)
     for tap, of_layer in zip(taps, moments, strict=True):
         if not bool(of_layer.scatter.isfinite().all()):
             raise NotComputable(f"the features of {tap.path} are not finite")
-    return [Layer(tap, of_layer.gaussians()) for tap, of_layer in zip(taps, moments, strict=True)]
+    layers = [Layer(tap, of_layer.gaussians()) for tap, of_layer in zip(taps, moments, strict=True)]
+    if not all(layer.gaussians.whitening.shape[1] for layer in layers):
+        raise NotComputable("the features of the training samples do not differ within any class")
+    return layers
 
 
 def _score_nearby(features: Features, layer: Layer, index: int, samples: Tensor, step: float) -> Tensor:

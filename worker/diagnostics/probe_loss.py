@@ -24,6 +24,8 @@ from worker.tensors import IGNORED, at_least_float32
 Samples = Sequence[tuple[Tensor, Tensor]]
 """Batches of raw samples (n, ...), and classes (n,) or (n, S) int64, on the network's device."""
 
+NO_CURVATURE = "a layer of a network has no second derivative"
+
 
 class ProbeLoss:
     """Mean cross-entropy over all classes that aren't ignored, at any weights; those of the network stay as they are.
@@ -37,6 +39,7 @@ class ProbeLoss:
         self._names = list(named)
         self.tensors = [parameter.detach() for parameter in named.values()]
         self._checked = False
+        self._first_order = any(getattr(module, "first_order_only", False) for module in network.modules())
         self._count = sum(int((labels != IGNORED).sum()) for _, labels in samples)
 
     @property
@@ -61,6 +64,8 @@ class ProbeLoss:
 
     def product(self, vector: Tensor) -> Tensor:
         """The product (P,) of the loss's Hessian at the network's weights with a vector (P,)."""
+        if self._first_order:
+            raise NotComputable(NO_CURVATURE)
         direction, total = self.split(vector), torch.zeros_like(vector)
         for batch in self._samples:
             leaves = [tensor.clone().requires_grad_() for tensor in self.tensors]
@@ -91,7 +96,7 @@ def _require_second_derivative(value: Tensor) -> None:
             continue
         seen.add(node)
         if "Error" in node.name():
-            raise NotComputable("a layer of the network has no second derivative")
+            raise NotComputable(NO_CURVATURE)
         waiting += [following for following, _ in node.next_functions]
 
 

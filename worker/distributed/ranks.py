@@ -2,7 +2,7 @@
 
 A rank divides by the count of the whole batch, which is summed over all ranks, and gradients are summed, so that the
 step is the one that a single process would have taken. Batch norm uses the share of its rank only, as it does with
-`accumulate`, and dropout is drawn on every rank separately.
+`accumulate`, power and unified norms that of all ranks; dropout is drawn on every rank separately.
 """
 
 from __future__ import annotations
@@ -167,6 +167,13 @@ class DataParallel(SingleProcess):
         decision = torch.tensor(leave)
         dist.broadcast(decision, src=0)
         return bool(decision)
+
+    def min_count(self, count: int) -> int:
+        """The least `count` of all ranks: one that ran one micro-batch more would wait for the others for ever, where
+        layers exchange statistics or weights."""
+        fewest = torch.tensor(count)
+        dist.all_reduce(fewest, dist.ReduceOp.MIN)
+        return int(fewest)
 
     def begin_step(self, seed: int, step: int) -> None:
         """Seed dropout by seed, step and rank, so that a resumed run draws the same masks."""

@@ -38,12 +38,6 @@ class FullyShardedDataParallel(DataParallel):
         self._mesh = init_device_mesh(device.type, (self.size,))
         self._acts: list[Callable[[], object]] = []
 
-    def min_count(self, count: int) -> int:
-        """The least `count` of all ranks: one that ran one micro-batch more would wait for the others for ever."""
-        fewest = torch.tensor(count)
-        dist.all_reduce(fewest, dist.ReduceOp.MIN)
-        return int(fewest)
-
     def agree(self, leave: bool) -> bool:
         """The value of the first rank; until it is received, the others run the acts that the first rank requests."""
         if self.first:

@@ -7,6 +7,7 @@ from typing import Any
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.export_only import ExportOnly
 from app.recipe.methods.hpm import Hpm
 from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
@@ -21,6 +22,7 @@ from app.recipe.methods.untrained import Untrained
 from worker.methods.adversarial import AdversarialMethod
 from worker.methods.base import Method, MethodInputs
 from worker.methods.boundary_samples import BoundaryMethod
+from worker.methods.export_only import ExportOnlyMethod
 from worker.methods.hpm import HpmMethod
 from worker.methods.meta import MetaMethod
 from worker.methods.mutual import MutualMethod
@@ -47,6 +49,7 @@ METHODS: dict[type[MethodSpec], type[Method[Any]]] = {
     Supernet: SupernetMethod,
     Hpm: HpmMethod,
     Untrained: UntrainedMethod,
+    ExportOnly: ExportOnlyMethod,
 }
 
 

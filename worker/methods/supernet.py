@@ -11,15 +11,8 @@ from app.recipe.methods.base import FIELD
 from app.recipe.methods.supernet import Supernet
 from app.recipe.plan import plan_training
 from app.recipe.students.architectures import Shrink
-from app.recipe.students.shrink import (
-    in_sizes,
-    kept_heads,
-    kept_layers,
-    resized_model,
-    shrunk_teacher,
-    sub_networks,
-    teacher_depth,
-)
+from app.recipe.students.derived import derived_teacher
+from app.recipe.students.shrink import in_sizes, kept_heads, kept_layers, resized_model, sub_networks, teacher_depth
 from app.recipe.students.sub_spaces import SubNetwork
 from worker.data.randomness import derive_seed
 from worker.errors import UserError
@@ -93,7 +86,7 @@ class SupernetMethod(Method[Supernet]):
     @property
     def _teacher(self) -> Model:
         """The teacher that the student is a smaller copy of."""
-        name = shrunk_teacher(self.inputs.job)
+        name = derived_teacher(self.inputs.job)
         assert name is not None  # by the contract
         return self.inputs.teachers[name]
 

@@ -14,7 +14,7 @@ Scaling = Literal["filter", "layer", "model", "weight"]
 
 
 def scaled(directions: Sequence[Tensor], weights: Sequence[Tensor], scaling: Scaling) -> list[Tensor]:
-    """The floating `directions`, of the shapes of the `weights`, which are any: with the length of every filter (a
+    """The floating `directions`, each of the shape of its tensor of `weights`: with the length of every filter (a
     slice along the first axis; a vector as a whole), of every tensor, or of all weights together, or multiplied by the
     weights."""
     if scaling == "model":

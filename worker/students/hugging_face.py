@@ -181,7 +181,7 @@ def network_class(
 
     def init(self: Any, config: Any) -> None:
         base.__init__(self, config)
-        replace_layers(self, student.replace)
+        replace_layers(self, student.replace, sample.length if isinstance(sample, TextInput) else None)
 
     return type(base.__name__, (base,), {"__init__": init, "forward": forward})
 

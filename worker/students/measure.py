@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.recipe.cost import Cost, beside
+from app.recipe.cost import beside
 from app.recipe.students.architectures import InpFormerNetwork
 from app.recipe.students.model import Input, ModelConfig, TextInput
+from app.recipe.tally import Cost
 from worker import students
 from worker.optimizers.roles import hidden_matrices
 from worker.students.quantisers import QuantisedLayer

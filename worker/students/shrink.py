@@ -11,8 +11,9 @@ from torch import Tensor
 
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Shrink
+from app.recipe.students.derived import derived_teacher
 from app.recipe.students.model import Input, TextInput
-from app.recipe.students.shrink import LAYER, Heads, kept_heads, kept_layers, shrunk_teacher, sized, teacher_depth
+from app.recipe.students.shrink import LAYER, Heads, kept_heads, kept_layers, sized, teacher_depth
 from worker.errors import UserError
 from worker.students.model import Model
 
@@ -39,7 +40,7 @@ def inherit(student: Model, job: JobSpec, teachers: Mapping[str, Model]) -> Mode
     If teacher and student have different outputs, the student keeps its fresh last layer. Raises UserError if they have
     different tokens.
     """
-    name = shrunk_teacher(job)
+    name = derived_teacher(job)
     if name is None or not isinstance(job.student, Shrink) or job.student.init == "fresh":
         return student
     teacher = teachers[name]

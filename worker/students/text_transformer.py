@@ -11,7 +11,7 @@ from app.recipe.students.inputs import Input, TextInput
 from app.recipe.students.shapes import text_attention
 from worker.students.heads import HEADS
 from worker.students.layers.attentions import AttentionMask
-from worker.students.layers.norms import TOKEN_NORMS
+from worker.students.layers.norms import TOKEN_NORMS, normalise
 from worker.students.vit import INIT_STD, TransformerBlock, init_maps
 
 BASE = 10_000.0
@@ -43,7 +43,7 @@ class TextTransformerNetwork(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         weights = real.unsqueeze(-1).to(x.dtype)
-        logits: Tensor = self.head((self.norm(x) * weights).sum(1) / weights.sum(1).clamp(min=1.0))
+        logits: Tensor = self.head((normalise(self.norm, x, real) * weights).sum(1) / weights.sum(1).clamp(min=1.0))
         return logits
 
 

@@ -13,7 +13,7 @@ from app.recipe.students.shapes import feed_forward_width, vit_attention
 from worker.students.heads import HEADS
 from worker.students.layers.activations import ACTIVATIONS
 from worker.students.layers.attentions import ATTENTIONS, NO_MASK, AttentionMask
-from worker.students.layers.norms import TOKEN_NORMS
+from worker.students.layers.norms import TOKEN_NORMS, normalise
 
 INIT_STD = 0.02
 
@@ -26,14 +26,18 @@ class TransformerBlock(nn.Module):
         width, hidden = student.width, feed_forward_width(student)
         self.norm1 = TOKEN_NORMS.build(student.norm, width)
         self.attention = ATTENTIONS.build(student.attention, shape)
+        if shape.width != width:  # the tokens are of another width than the queries of all heads together
+            projections = student.attention.projections
+            self.attention.add_module(projections, nn.Linear(width, len(projections) * shape.width))
+            self.attention.out = nn.Linear(shape.width, width)
         self.norm2 = TOKEN_NORMS.build(student.norm, width)
         activation = ACTIVATIONS.build(student.activation)
         self.feed_forward = nn.Sequential(nn.Linear(width, hidden), activation, nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, mask: AttentionMask = NO_MASK) -> Tensor:
         """Floating (N, S, D) to the same shape."""
-        x = x + self.attention(self.norm1(x), mask)
-        out: Tensor = x + self.feed_forward(self.norm2(x))
+        x = x + self.attention(normalise(self.norm1, x, mask.tokens), mask)
+        out: Tensor = x + self.feed_forward(normalise(self.norm2, x, mask.tokens))
         return out
 
 

@@ -14,8 +14,8 @@ from app.recipe.data.sources import Data, ImageData
 from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.plan import split_counts
 from app.recipe.students.architectures import InpFormerNetwork
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import network_of
 from app.recipe.tasks.anomaly_detection import NORMAL_CLASSES
 from worker.data.batches import Batch, whole_split
 from worker.data.formats.column_readers import OptionalClassColumns, is_unlabelled

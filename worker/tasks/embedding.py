@@ -10,8 +10,8 @@ from torch import Tensor
 
 from app.recipe.job import EvaluationSpec, JobSpec
 from app.recipe.students.architectures import Transformers
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import network_of
 from app.recipe.students.vectors import embedding_of
 from worker.data.batches import Batch
 from worker.data.formats.candidate_lists import CandidateColumns

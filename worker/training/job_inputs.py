@@ -20,6 +20,7 @@ from worker.limits import Subject, reading
 from worker.machine import sample_memory
 from worker.protocol import Log
 from worker.students.codebook import start_codebook
+from worker.students.convert import convert
 from worker.students.hugging_face_folder import oddities
 from worker.students.leftovers import describe_ignored
 from worker.students.model import Model
@@ -86,7 +87,8 @@ def build_student(
         student = fresh_student(inputs.data.model, seed)
     student.input_key = inputs.data.input_key or student.input_key
     warn = partial(log.warn, "fresh_layer") if job.recipe.method.trains else _refuse_fresh
-    started = start(inherit(student, job, inputs.teachers), job, paths, warn)
+    derived = convert(inherit(student, job, inputs.teachers), job, inputs.teachers)
+    started = start(derived, job, paths, warn)
     start_codebook(started, inputs.teachers, seed)
     if not job.recipe.method.trains:
         _require_stored_outputs(started, job, paths)

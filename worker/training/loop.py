@@ -93,7 +93,8 @@ class Stage:
     def step_inputs(self, step: int) -> StepInputs:
         """Inputs of step number `step`; see `StepInputs` for shapes and dtypes."""
         batch = self.batches.at(step)
-        micro_batches = list(batch.split(self.ranks.min_count(min(self.recipe.accumulate, batch.samples))))
+        parts = min(self.recipe.accumulate, batch.samples)
+        micro_batches = list(batch.split(self.ranks.min_count(parts) if self.recipe.accumulate > 1 else parts))
         ahead = self.side_stream is not None and self.prefetches_teachers
         signals = [self.teacher_signals(micro_batch) for micro_batch in micro_batches] if ahead else None
         return StepInputs(batch, micro_batches, signals)

@@ -9,9 +9,10 @@ from app.recipe.job import JobSpec
 from app.recipe.losses import Loss
 from app.recipe.losses.taps import Tap
 from app.recipe.problem import Problem
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.module_paths import module_paths, suggestions
-from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.students.shrink import Unshrinkable
 
 
 def module_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:

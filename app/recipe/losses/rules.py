@@ -25,9 +25,10 @@ from app.recipe.methods.base import STUDENT
 from app.recipe.methods.supernet import Supernet
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import ZOO
+from app.recipe.students.derived import network_of
 from app.recipe.students.heads import SvmHead
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import Unshrinkable, network_of
+from app.recipe.students.shrink import Unshrinkable
 
 MAIN = "recipe.losses"
 """Path of the losses of the main training."""

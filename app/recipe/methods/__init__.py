@@ -9,6 +9,7 @@ from pydantic import Field
 from app.recipe.methods.adversarial import Adversarial
 from app.recipe.methods.base import MethodSpec
 from app.recipe.methods.boundary_samples import BoundarySamples
+from app.recipe.methods.export_only import ExportOnly
 from app.recipe.methods.hpm import Hpm
 from app.recipe.methods.meta import Meta
 from app.recipe.methods.mutual import Mutual
@@ -34,7 +35,8 @@ Method = Annotated[
     | BoundarySamples
     | Supernet
     | Hpm
-    | Untrained,
+    | Untrained
+    | ExportOnly,
     Field(discriminator="kind"),
 ]
 METHODS: tuple[type[MethodSpec], ...] = get_args(get_args(Method)[0])

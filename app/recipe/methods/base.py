@@ -55,6 +55,11 @@ class MethodSpec(TaskOption):
         return []
 
     @property
+    def differentiates_twice(self) -> bool:
+        """Whether its steps differentiate the gradient of the student."""
+        return False
+
+    @property
     def learns_from_teacher(self) -> bool:
         """Whether it uses a teacher even if no loss does."""
         return False

@@ -123,6 +123,10 @@ class Meta(MethodSpec):
         """Without the teacher's; between those measured of convolutions (1.9, 0.7) and of attention (3.5, 1.3)."""
         return 2.7 if self.order == "second" else 1.0
 
+    @property
+    def differentiates_twice(self) -> bool:
+        return self.order == "second"
+
     def problems(self, job: JobSpec) -> Iterator[Problem]:
         yield from self._teacher_problems(job)
         yield from self._loss_problems(job)

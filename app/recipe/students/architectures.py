@@ -8,6 +8,9 @@ from pydantic import AfterValidator, Field, JsonValue, StringConstraints, model_
 
 from app.recipe.base import Answer, InputKind, Option, Paper, TaskOption
 from app.recipe.losses.base import Temperature
+from app.recipe.students.conversion import Convert
+from app.recipe.students.conversion import Shrink as Shrink  # both are imported from here, too
+from app.recipe.students.conversion import Width as Width
 from app.recipe.students.heads import LIBRARY_HEADS, Head, LinearHead, VqLogits
 from app.recipe.students.hugging_face import DECODER_MODEL_TYPES, IMAGE_MODEL_TYPES, network_alone
 from app.recipe.students.layers import (
@@ -17,6 +20,7 @@ from app.recipe.students.layers import (
     Gelu,
     ImageNorm,
     LayerNorm,
+    MlpActivation,
     Relu,
     SoftmaxAttention,
     TokenNorm,
@@ -30,8 +34,6 @@ from app.recipe.students.text_transformer import TextTransformer as TextTransfor
 from app.recipe.students.timm import MODEL_NAME, plain_arguments
 from app.recipe.teachers.teacher import Origin
 
-Width = Annotated[int, Field(ge=1, le=16_384)]
-
 
 class BuiltIn(Option):
     """Base of the networks of this project."""
@@ -41,11 +43,13 @@ class BuiltIn(Option):
 
 
 class Mlp(BuiltIn):
-    """Multi-layer perceptron over the flattened image: linear layers with ReLU between them."""
+    """Multi-layer perceptron over the flattened image: linear layers with an activation behind each but the last."""
 
     architecture: Literal["mlp"] = "mlp"
     hidden: list[Width] = Field(default=[64], max_length=16)
     """Width of each hidden layer, in units; an empty list gives a linear classifier."""
+    activation: MlpActivation = by_default(Relu())
+    """Activation after each hidden layer."""
     head: Head = by_default(LinearHead())
     """Last layer, from the features to the outputs."""
 
@@ -95,11 +99,13 @@ class Vit(BuiltIn):
     patch_size: int = Field(4, ge=1, le=64)
     """Side of a square patch, in pixels; must divide the image's height and width."""
     width: Width = 64
-    """Size of a token's embedding; must be a multiple of `heads`."""
+    """Size of a token's embedding; must be a multiple of `heads`, unless there is a `head_size`."""
     depth: int = Field(4, ge=1, le=64)
     """Number of transformer blocks."""
     heads: int = Field(4, ge=1, le=64)
     """Number of attention heads."""
+    head_size: Width | None = by_default(None)
+    """Numbers of a query, key or value of one head; null: `width / heads`."""
     mlp_ratio: float = Field(4.0, gt=0.0, le=16.0)
     """Width of a block's feed-forward layer as a multiple of `width`."""
     norm: TokenNorm = by_default(LayerNorm())
@@ -165,10 +171,6 @@ class ShuffleNetV2(BuiltIn):
     """Last layer, from the features to the outputs."""
 
 
-Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1000)]
-"""Numbers of layers, or of a layer's heads, from 0."""
-
-
 class Transformers(Option):
     """A network of the Transformers library, built from its configuration; that library can load its weights."""
 
@@ -215,43 +217,6 @@ class Timm(Option):
     args: Annotated[dict[str, JsonValue], AfterValidator(plain_arguments)] = {}
     """Arguments of the network that differ from its defaults. Classes, channels and size of the images follow from the
     data."""
-
-
-class Shrink(Option):
-    """The teacher's architecture with fewer or narrower layers or fewer heads, initialised from the teacher's
-    weights."""
-
-    paper: ClassVar[Paper | None] = Paper("DistilBERT, a distilled version of BERT", "1910.01108")
-    architecture: Literal["shrink"] = "shrink"
-    teacher: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Name of the teacher to shrink; none: the first one."""
-    layers: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """Number of layers to keep, evenly chosen from the first to the last; or the numbers of those to keep, from 0. For
-    a residual network: blocks of each stage, always with the first one. None: all."""
-    width: Width | None = None
-    """Size of a token's embedding, or channels of the first stage; the leading part of each weight is kept. None: the
-    teacher's."""
-    heads: Annotated[int, Field(ge=1)] | Numbers | None = None
-    """Number of a transformer's attention heads to keep in each layer, the leading ones; or the numbers of those to
-    keep, from 0. Every kept head of keys and values must keep the same number of heads that share it. None: as many as
-    fit `width`, because heads keep their size; if heads make up the width, as in `gpt2`, only `width` can be
-    reduced."""
-    hidden: Width | None = None
-    """Width of a transformer's feed-forward layers; none: shrunk like `width`."""
-    init: Literal["teacher", "fresh"] = "teacher"
-    """Source of the weights."""
-
-    @model_validator(mode="after")
-    def _shrinks(self) -> Self:
-        for field, given in (("layers", self.layers), ("heads", self.heads)):
-            if isinstance(given, list) and sorted(set(given)) != given:
-                raise ValueError(f"{field} must rise")
-        return self
-
-    @property
-    def sizes(self) -> list[str]:
-        """Names of the sizes that are given."""
-        return [field for field in ("layers", "width", "heads", "hidden") if getattr(self, field) is not None]
 
 
 class Pretrained(Option, Origin):
@@ -383,10 +348,11 @@ Student = Annotated[
     | Transformers
     | Timm
     | Shrink
+    | Convert
     | InpFormer
     | Pretrained
     | DualEncoder,
     Field(discriminator="architecture"),
 ]
 """Students of a job."""
-STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, InpFormer, Pretrained, DualEncoder)
+STUDENTS: tuple[type[Option], ...] = (*ZOO, Transformers, Timm, Shrink, Convert, InpFormer, Pretrained, DualEncoder)

@@ -17,6 +17,8 @@ class QuantisationSpec(Option):
 
     formats: ClassVar[tuple[Literal["integer", "spiking"], ...]] = ()
     """Export formats of such students alone, by default."""
+    rounds_inputs: ClassVar[bool] = True
+    """Whether inputs of layers are rounded, so that a difference in the last bit can become one of a whole step."""
     has_bias: ClassVar[bool] = True
     """Whether layers keep their bias."""
     kind: str
@@ -83,7 +85,7 @@ class Binary(QuantisationSpec):
         "Exploring the Connection Between Binary and Spiking Neural Networks", "2002.10064"
     )
     formats = ("spiking",)
-    has_bias = False
+    rounds_inputs = has_bias = False
     kind: Literal["binary"] = "binary"
     percentile: float = Field(99.7, ge=50.0, le=100.0)
     """Percentile of a layer's activations, zeros included, that its neurons spike for in every step."""

@@ -10,8 +10,9 @@ from app.recipe.problem import Problem
 from app.recipe.students.architectures import BuiltIn, InpFormerNetwork, Mlp, Network
 from app.recipe.students.heads import LinearHead, SvmHead
 from app.recipe.students.inputs import Input
+from app.recipe.students.layers import Relu
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.quantisation import QUANTISATIONS, Binary, QuantisationSpec, ShiftQuant
+from app.recipe.students.quantisation import QUANTISATIONS, Binary, Qat, QuantisationSpec, ShiftQuant
 
 SPECIAL_FORMATS = frozenset(name for kind in QUANTISATIONS for name in kind.formats)
 """Export formats of some quantised students alone."""
@@ -62,11 +63,14 @@ def _student_problems(job: JobSpec, network: Network, spec: QuantisationSpec) ->
     }
     for param, (given, accepted) in unfit.items():
         if given != accepted:
-            found = f"is {given}, and the quantised student (quantise: {spec.kind}) observes every batch as a whole"
+            found = f"is {given}, and a student with quantise: {spec.kind} changes its state in its forward pass"
             yield Problem(param, found, accepted)
     if "onnx-int8" in (job.export or ()):
         found = f"has onnx-int8, which would quantise a student again that is trained for few bits ({spec.kind})"
         yield Problem("export", found, "onnx")
+    if isinstance(network, Mlp) and not isinstance(spec, Qat) and not isinstance(network.activation, Relu):
+        found = f"is {network.activation.kind}, and {spec.kind} is for layers with ReLU between them"
+        yield Problem("student.activation.kind", found, "relu, or quantise: qat")
     head = getattr(network, "head", None)
     if not isinstance(head, LinearHead | SvmHead):
         found = f"is {getattr(head, 'kind', None)}, which is no plain product of features and weights"

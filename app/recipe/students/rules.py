@@ -30,16 +30,18 @@ from app.recipe.students.architectures import (
     Vit,
     codebook_of,
 )
+from app.recipe.students.derived import network_of, student_input
 from app.recipe.students.exports import is_too_large
 from app.recipe.students.heads import HEADS, LIBRARY_HEADS, HeadSpec, NbDiagHead
 from app.recipe.students.inputs import ImageInput, Input, TextInput
-from app.recipe.students.layers import GroupNorm, NoNorm
+from app.recipe.students.layers import NORMS, GroupNorm, NoNorm, PowerNorm
 from app.recipe.students.layers.attentions import attentions_with
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.quantisation_rules import quantisation_problems
 from app.recipe.students.reconstruction import encoder_problems
+from app.recipe.students.replacements import mask_problems
 from app.recipe.students.shapes import vit_attention
-from app.recipe.students.shrink import Unshrinkable, network_of, student_input
+from app.recipe.students.shrink import Unshrinkable
 from app.recipe.tasks import tasks_for, tasks_with
 from app.recipe.tasks.base import TaskSpec
 
@@ -65,6 +67,7 @@ def student_problems(job: JobSpec, teachers: Mapping[str, ModelConfig], given: I
             unfit = unfit or list(architecture_problems(network, taken, "student"))
             unfit = unfit or list(_untrainable_problems(job.student, "student"))
             own = f"student.{job.student.source}" if isinstance(job.student, Pretrained) else None
+            unfit = unfit or list(_gradient_problems(job, network))
             yield from (problem._replace(param=own or problem.param) for problem in unfit)
             if not unfit:
                 yield from _graph_problems(job, network, taken or _tokens_of(job, teachers))
@@ -120,8 +123,11 @@ def _head_problems(job: JobSpec, network: Network, outputs: int | None) -> Itera
 
 
 def _replacement_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
-    """Problem of an encoder that is stored for a library which builds its layers itself."""
-    if isinstance(network, Transformers) and network.replace and job.task_spec.pools_tokens:
+    """Problems of replaced layers: an encoder is stored for a library which builds its layers itself, and masks."""
+    if not isinstance(network, Transformers):
+        return
+    yield from mask_problems(network.replace, reads_texts=network.reads == "texts", decodes=network.decodes)
+    if network.replace and job.task_spec.pools_tokens:
         found = f"is given, and a model for {job.task} is stored for a library that builds its layers itself"
         yield Problem("student.replace", found, "none")
 
@@ -302,8 +308,7 @@ def architecture_problems(network: Network, given: Input | None, path: str) -> I
         yield Problem(f"{path}.architecture", f"{network.architecture} takes images", "mlp")
     if isinstance(network, Vit):
         yield from _vit_problems(network, given, path)
-    else:
-        yield from _norm_problems(network, path)
+    yield from _norm_problems(network, path)
 
 
 def _untrainable_problems(student: Student | Network, path: str) -> Iterator[Problem]:
@@ -317,9 +322,18 @@ def _untrainable_problems(student: Student | Network, path: str) -> Iterator[Pro
         yield Problem(f"{path}.norm.kind", found, f"another norm, or a depth of at most {DEEPEST_WITHOUT_NORMS}")
 
 
+def _gradient_problems(job: JobSpec, network: Network) -> Iterator[Problem]:
+    """Problem of a gradient that a method can't differentiate."""
+    norm, method = getattr(network, "norm", None), job.recipe.method
+    if norm is not None and method.differentiates_twice and not norm.twice_differentiable:
+        found = f"is {norm.kind}, whose gradient is an approximation that {method.kind} can't differentiate"
+        accepted = ", ".join(kind.model_fields["kind"].default for kind in NORMS if kind.twice_differentiable)
+        yield Problem("student.norm.kind", found, accepted)
+
+
 def _norm_problems(network: Network, path: str) -> Iterator[Problem]:
     norm = getattr(network, "norm", None)
-    if isinstance(norm, GroupNorm):
+    if isinstance(norm, GroupNorm | PowerNorm):
         channels = sorted(normalised_channels(network))
         if not all(map(norm.divides, channels)):
             found = f"{norm.groups} does not divide {', '.join(map(str, channels))}, the channels of the layers"
@@ -351,12 +365,15 @@ def _text_input_problems(network: TextTransformer, given: Input | None, path: st
 
 
 def _vit_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
-    image = given if isinstance(given, ImageInput) else None
-    is_cut = image is None or not (image.height % network.patch_size or image.width % network.patch_size)
-    if image is not None and not is_cut:
-        sides = f"{image.height} x {image.width}"
+    wrong = list(_uneven_problems(network, given, path))
+    yield from wrong
+    if isinstance(given, ImageInput) and not wrong:
+        yield from network.attention.problems(vit_attention(network, given), f"{path}.attention")
+
+
+def _uneven_problems(network: Vit, given: Input | None, path: str) -> Iterator[Problem]:
+    if isinstance(given, ImageInput) and (given.height % network.patch_size or given.width % network.patch_size):
+        sides = f"{given.height} x {given.width}"
         yield Problem(f"{path}.patch_size", f"{network.patch_size} does not divide {sides}", f"a divisor of {sides}")
-    if network.width % network.heads:
+    if network.head_size is None and network.width % network.heads:
         yield Problem(f"{path}.heads", f"{network.heads} does not divide the width {network.width}", "a divisor of it")
-    elif image is not None and is_cut:
-        yield from network.attention.problems(vit_attention(network, image), f"{path}.attention")

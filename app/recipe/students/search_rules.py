@@ -11,8 +11,9 @@ from app.recipe.losses.features import AttentionRelation
 from app.recipe.losses.taps import Tap
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import Shrink
+from app.recipe.students.derived import described_start
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import LAYER, Unshrinkable, described_start, resized_model, sub_networks
+from app.recipe.students.shrink import LAYER, Unshrinkable, resized_model, sub_networks
 
 
 def search_problems(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Iterator[Problem]:

@@ -44,6 +44,11 @@ def basic_blocks(student: CifarResNet | WideResNet) -> int:
     return (student.depth - (2 if isinstance(student, CifarResNet) else 4)) // 6
 
 
+def attention_width(student: Vit) -> int:
+    """Numbers of the queries of all heads together, and of the keys, and of the values."""
+    return student.heads * (student.head_size or student.width // student.heads)
+
+
 def feed_forward_width(student: Vit | TextTransformer) -> int:
     """Units of the hidden layer of a transformer block's feed-forward part."""
     return max(1, round(student.width * student.mlp_ratio))
@@ -52,7 +57,7 @@ def feed_forward_width(student: Vit | TextTransformer) -> int:
 def vit_attention(student: Vit, image: ImageInput) -> AttentionShape:
     """Sizes of the attention in a vision transformer, whose first token is that of the class."""
     rows, columns = image.height // student.patch_size, image.width // student.patch_size
-    return AttentionShape(rows * columns + 1, student.width, student.heads, (rows, columns))
+    return AttentionShape(rows * columns + 1, attention_width(student), student.heads, (rows, columns))
 
 
 def text_attention(student: TextTransformer, length: int) -> AttentionShape:

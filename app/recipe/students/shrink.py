@@ -1,5 +1,4 @@
-"""Networks of students that are derived from another model, and the parts of a shrunk teacher: pure arithmetic on
-descriptions."""
+"""Networks of students that are smaller copies of a teacher, and the parts of it: pure arithmetic on descriptions."""
 
 from __future__ import annotations
 
@@ -11,22 +10,17 @@ from typing import Any, NamedTuple, get_args
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import (
     CifarResNet,
-    DualEncoder,
-    InpFormer,
     Network,
-    Pretrained,
     Shrink,
     Transformers,
     Vit,
     WideResNet,
     codebook_of,
 )
-from app.recipe.students.inputs import ImageInput, Input, TextInput
+from app.recipe.students.layers import NormSpec
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.reconstruction import with_encoder
 from app.recipe.students.shapes import WRN_BASE, basic_blocks, feed_forward_width
 from app.recipe.students.started import Unshrinkable as Unshrinkable  # imported from here by the rules
-from app.recipe.students.started import described, started
 from app.recipe.students.sub_spaces import SubNetwork
 
 
@@ -110,39 +104,6 @@ SLICED = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
 """Encoders of texts whose smaller networks are leading slices of larger ones in every weight."""
 
 
-def shrunk_teacher(job: JobSpec) -> str | None:
-    """Name of the teacher that the student is a smaller copy of; none for other students. Raises `Unshrinkable`."""
-    if not isinstance(job.student, Shrink):
-        return None
-    names = [teacher.name for teacher in job.all_teachers]
-    if not names:
-        raise Unshrinkable("architecture", "is shrink, and there is no teacher to shrink", "a teacher")
-    wanted = job.student.teacher or names[0]
-    if wanted not in names:
-        raise Unshrinkable("teacher", f"there is no teacher {wanted!r}", f"one of {', '.join(names)}")
-    return wanted
-
-
-def network_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> Network | None:
-    """The student's network; none if the model that it is derived from is unknown. Raises `Unshrinkable`.
-
-    `teachers` are descriptions of stored models by reference.
-    """
-    if job.start is not None:
-        start = teachers.get(job.start.reference)
-        return None if start is None else started(job, start)
-    if isinstance(job.student, DualEncoder):
-        return described(job.student)
-    if isinstance(job.student, InpFormer):
-        encoder = teachers.get(job.student.reference)
-        return None if encoder is None else with_encoder(job.student, encoder)
-    if not isinstance(job.student, Shrink):
-        assert not isinstance(job.student, Pretrained)  # which starts from a model
-        return job.student
-    teacher = described_start(job, teachers)
-    return None if teacher is None else shrunk(sized(job.student, job, teacher.architecture), teacher.architecture)
-
-
 def sized(student: Shrink, job: JobSpec, teacher: Network) -> Shrink:
     """`student` with the sizes that it is trained in: given, or those of the largest network that the method searches
     in its first sub-space. Raises `Unshrinkable`."""
@@ -176,37 +137,6 @@ def sub_networks(job: JobSpec, teacher: Network) -> list[list[SubNetwork]]:
     layers, width, heads, hidden = ENCODERS[teacher.model_type].sizes(teacher.config)
     whole = SubNetwork(layers, width, heads, hidden)
     return [space.networks(whole) for space in job.recipe.method.sub_spaces]
-
-
-def start_of(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """The model whose weights the student starts from, so that both have the same scaling of samples and outputs; or
-    none."""
-    if job.student_origin is not None:
-        return teachers.get(job.student_origin.reference)
-    starts = isinstance(job.student, Shrink) and job.student.init == "teacher"
-    return described_start(job, teachers) if starts else None
-
-
-def student_input(job: JobSpec, teachers: Mapping[str, ModelConfig], given: Input) -> Input:
-    """The student's input for samples of the shape `given`: images of its size, and a vocabulary larger than its
-    tokenizer's if the network that it starts from has one. Raises `Unshrinkable`."""
-    own = start_of(job, teachers) if job.start is not None else None
-    if own is not None and isinstance(given, TextInput) and isinstance(own.input, TextInput):
-        return given.model_copy(update={"vocabulary": own.input.vocabulary})
-    if not isinstance(given, ImageInput):
-        return given
-    start = start_of(job, teachers)
-    if job.student_image_size is not None:
-        height, width = job.student_image_size
-        return ImageInput(channels=given.channels, height=height, width=width)
-    return start.input if start else given
-
-
-def described_start(job: JobSpec, teachers: Mapping[str, ModelConfig]) -> ModelConfig | None:
-    """Description of the teacher that the student, a `Shrink`, is a smaller copy of; none: it is unknown. Raises
-    `Unshrinkable`."""
-    name = shrunk_teacher(job)
-    return teachers.get(next(teacher.reference for teacher in job.all_teachers if teacher.name == name))
 
 
 def shrunk(student: Shrink, teacher: Network) -> Network:
@@ -278,10 +208,14 @@ def _cifar_resnet(student: Shrink, teacher: CifarResNet) -> CifarResNet:
     width = _narrower(student, teacher.width)
     if width < teacher.width and teacher.padding == "both":
         raise Unshrinkable("width", "moves what the teacher's shortcuts pad on both sides", str(teacher.width))
-    if not teacher.norm.divides(width):
+    _require_groups(teacher.norm, width)
+    return CifarResNet(**{**dict(teacher), "depth": depth, "width": width})
+
+
+def _require_groups(norm: NormSpec, width: int) -> None:
+    if not norm.divides(width):
         found = f"is {width}, which the groups of the teacher's norm do not divide"
         raise Unshrinkable("width", found, "a multiple of its groups")
-    return CifarResNet(**{**dict(teacher), "depth": depth, "width": width})
 
 
 def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
@@ -294,6 +228,9 @@ def _wide_resnet(student: Shrink, teacher: WideResNet) -> WideResNet:
 
 
 def _vit(student: Shrink, teacher: Vit) -> Vit:
+    if teacher.head_size is not None:
+        found = "is shrink, and the heads of the teacher, a converted one, do not make up its width"
+        raise Unshrinkable("architecture", found, "the model that the teacher was converted from")
     narrower = next((field for field in ("width", "heads") if getattr(student, field) is not None), None)
     if narrower and not teacher.attention.narrows:
         found = f"is given, and attention {teacher.attention.kind} has no smaller copy of its heads"
@@ -301,6 +238,7 @@ def _vit(student: Shrink, teacher: Vit) -> Vit:
     heads = kept_heads(student, teacher)
     assert heads is not None
     width = _narrower(student, teacher.width)
+    _require_groups(teacher.norm, width)
     hidden = _hidden(student, feed_forward_width(teacher), width, teacher.width)
     depth = len(kept_layers(student, teacher.depth))
     sizes: dict[str, Any] = {"width": width, "depth": depth, "heads": len(heads.queries), "mlp_ratio": hidden / width}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import Shrink
+from app.recipe.students.derived import described_start, start_of
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.pooling import Embedding
-from app.recipe.students.shrink import described_start, start_of
 
 DIMENSIONS = 128
 """Numbers of an image's vector, unless the job or the model that the student starts from has others."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.recipe.cost import Cost, known_costs, student_cost
+from app.recipe.cost import known_costs, student_cost
 from app.recipe.students.architectures import (
     ZOO,
     CifarResNet,
@@ -41,6 +41,7 @@ from app.recipe.students.layers import (
     SoftplusAttention,
 )
 from app.recipe.students.quantisation import Binary, Qat, ShiftQuant
+from app.recipe.tally import Cost
 from worker.students import BUILDERS, build
 
 DIGITS, ODD = ImageInput(channels=1, height=8, width=8), ImageInput(channels=3, height=9, width=5)

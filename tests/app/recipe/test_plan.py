@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.recipe.cost import Cost, student_cost
+from app.recipe.cost import student_cost
 from app.recipe.data.sources import ImageData
 from app.recipe.job import JobSpec, Recipe, Resources
 from app.recipe.losses import CrossEntropy
 from app.recipe.plan import NetworkCosts, kept_back_count, model_memory, plan_training, split_counts, training_flops
 from app.recipe.students.architectures import Mlp
 from app.recipe.students.inputs import ImageInput
+from app.recipe.tally import Cost
 
 IMAGE = ImageInput(channels=1, height=8, width=8)
 

@@ -79,7 +79,21 @@ LAYERED: dict[str, dict[str, Any]] = {
         )
     },
 }
+LAYERED |= {
+    f"{kind} of tokens": {"architecture": "vit", "norm": {"kind": kind}}
+    for kind in ("crms", "power", "unified", "l1-layer")
+}
+LAYERED |= {
+    f"{kind} of images": {"architecture": "cifar-resnet", "norm": {"kind": kind}}
+    for kind in ("unified", "l1-batch", "l1-layer")
+}
+LAYERED["selu"] = {"architecture": "mlp", "activation": {"kind": "selu", "alpha_dropout": 0.2}}
+LAYERED["cubic"] = {"architecture": "mlp", "activation": {"kind": "optimal-hermite"}}
+LAYERED["partial rms"] = {
+    **{"architecture": "vit", "norm": {"kind": "rms", "partial": 0.5, "eps_mode": "outside"}},
+}
 SIZES: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [8, 8]},
     "cifar-resnet": {"depth": 8, "width": 4},
     "wide-resnet": {"depth": 10},
     "vit": {"patch_size": 3, "width": 8, "depth": 2, "heads": 2},

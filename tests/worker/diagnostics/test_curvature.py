@@ -13,7 +13,9 @@ from torch import nn
 
 from app.recipe.diagnostics import DiagnosticSpec, Hessian, LossLandscape
 from app.recipe.students.architectures import CifarResNet, Vit
+from app.recipe.students.layers import SoftAttention
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
+from app.recipe.students.quantisation import Qat
 from tests.worker.training.builders import play, stage
 from worker.data.batches import Batch, whole_split
 from worker.diagnostics import run_diagnostics
@@ -141,6 +143,19 @@ def test_a_layer_without_a_second_derivative_is_named(tmp_path: Path) -> None:
     student = model(CifarResNet(depth=8, width=4))
     student.network = nn.Sequential(student.network, Layer())
     assert "no second derivative" in run(Hessian(**QUICK), student, tmp_path).figures["hessian"]["left_out"]
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Vit(patch_size=2, width=8, depth=1, heads=2, attention=SoftAttention(normalised=False)),
+        CifarResNet(depth=8, width=4, quantise=Qat()),
+    ],
+)
+def test_a_layer_with_a_gradient_alone_has_a_landscape_and_no_hessian(architecture: Any, tmp_path: Path) -> None:
+    student = model(architecture)
+    assert "no second derivative" in run(Hessian(**QUICK), student, tmp_path).figures["hessian"]["left_out"]
+    assert run(LossLandscape(points=3), student, tmp_path).figures["loss-landscape"]["figures"]
 
 
 def test_report_and_card_have_student_and_teacher(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_report_and_card_have_a_column_for_each_teacher(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "bundle" / "report.json").read_text())["diagnostics"]["decision-boundary"]
     assert list(found["figures"]) == ["a", "b"]
     assert found["figures"]["a"] == found["figures"]["b"]
-    assert found["samples"] == {"fitted": 0, "judged": 20}
+    assert found["samples"] == {"fitted": 0, "judged": 20, "training": 0}
     assert found["figures"]["a"]["pairs"] > 0
     card = (tmp_path / "bundle" / "README.md").read_text()
     assert "### decision-boundary\n\nOn 20 held-out samples.\n" in card

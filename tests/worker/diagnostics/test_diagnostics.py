@@ -66,7 +66,7 @@ def test_report_files_and_card_have_student_and_teacher(tmp_path: Path) -> None:
     assert isinstance(word, Finished), word
     found = report_in(tmp_path)["diagnostics"]["calibration"]
     assert (found["kind"], found["bins"], found["picture"]) == ("calibration", 3, "calibration.png")
-    assert found["samples"] == {"fitted": 10, "judged": 10}
+    assert found["samples"] == {"fitted": 10, "judged": 10, "training": 0}
     assert set(found["figures"]) == {"student", "student_scaled", "teacher", "teacher_scaled"}
     assert "calibration.png" in {one.name for one in word.artifacts if one.media_type == "image/png"}
     card = (tmp_path / "bundle" / "README.md").read_text()

@@ -133,3 +133,14 @@ def test_fewer_samples_than_numbers_are_warned_of(tmp_path: Path) -> None:
     with reading_features(student, [Tap(path="3", at="input")]) as features:
         assert features(images)[0].shape == (8, 8)
     assert [tap.at for tap in layer_taps(student, images)] == ["input"]
+
+
+def test_one_sample_of_each_class_has_no_covariance(tmp_path: Path) -> None:
+    play(staged(tmp_path), tmp_path)
+    student: Model = load_model(tmp_path / "bundle")
+    images = torch.randint(0, 256, (4, 1, 6, 6), dtype=torch.uint8)
+    split = whole_split({"images": images}, torch.arange(4))
+    found = run_diagnostics(
+        [Mahalanobis()], lambda batch: batch.targets, HeldOutPart(split), 3, CPU, tmp_path, student, train=split
+    )
+    assert "do not differ within any class" in found.figures["mahalanobis"]["left_out"]

@@ -114,7 +114,7 @@ def test_report_and_card_have_student_and_teachers(tmp_path: Path) -> None:
     assert isinstance(word, Finished), word
     found = json.loads((tmp_path / "bundle" / "report.json").read_text())["diagnostics"]["robustness"]
     assert list(found["figures"]) == ["student", "a", "b"]
-    assert found["samples"] == {"fitted": 0, "judged": 15}
+    assert found["samples"] == {"fitted": 0, "judged": 15, "training": 0}
     for figures in found["figures"].values():
         assert 0 <= figures["pgd_accuracy"] <= figures["accuracy"] <= 1
     card = (tmp_path / "bundle" / "README.md").read_text()

@@ -55,6 +55,19 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "recipe": {**SPLIT, "accumulate": 2},
     },
+    "power norm": {
+        "student": {**VIT, "norm": {"kind": "power", "warmup_steps": 4}},
+        "recipe": {"batch_size": 14, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
+    "unified norm": {
+        "student": {
+            "architecture": "cifar-resnet",
+            "depth": 8,
+            "width": 4,
+            "norm": {"kind": "unified", "warmup_steps": 4, "clamp_after": 6},
+        },
+        "recipe": {"batch_size": 14, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
     "anyloss": {
         "data": {"train": "binary"},
         "recipe": {
@@ -213,7 +226,15 @@ CASES |= {
         **SHARDED,
         "recipe": SPLIT,
     },
-    "sharded-soft": {"student": {**VIT, "attention": {"kind": "soft", "ratio": 1}}, **SHARDED, "recipe": SPLIT},
+    "sharded-norm": {
+        "student": {**VIT, "norm": {"kind": "unified", "warmup_steps": 4}},
+        **{**SHARDED, "recipe": {"batch_size": 14}},
+    },
+    "sharded-soft": {
+        "student": {**VIT, "attention": {"kind": "soft", "ratio": 1}},
+        **SHARDED,
+        "recipe": {**SPLIT, "optimizer": {"kind": "sgd", "lr": 0.05}},
+    },
     "nala": {"student": {**VIT, "attention": {"kind": "nala"}}, "recipe": SPLIT},
     "sharded-bf16": {
         **{"student": VIT, "teachers": [{"model": "teacher", "precision": "bf16"}], **SHARDED},

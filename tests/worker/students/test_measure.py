@@ -26,6 +26,7 @@ from app.recipe.students.layers import (
     NoNorm,
     Relu,
     RmsNorm,
+    Selu,
     Silu,
 )
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
@@ -34,6 +35,7 @@ from worker.students.measure import network_cost
 IMAGE = ImageInput(channels=2, height=12, width=8)
 NETWORKS: list[Network] = [
     Mlp(),
+    Mlp(hidden=[8, 8], activation=Selu()),
     CifarResNet(depth=8),
     CifarResNet(depth=8, norm=NoNorm(), activation=LeakyRelu()),
     WideResNet(depth=10, norm=GroupNorm(), activation=Silu()),

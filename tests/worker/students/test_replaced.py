@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from app.recipe.students.model import ModelConfig
+from app.recipe.students.architectures import Transformers
+from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.students.replacements import Replacement
 from tests.worker.students import builders
 from worker.errors import UserError
@@ -24,10 +26,10 @@ RMS = {"kind": "rms"}
 EVERY_NORM = {"bert": "*.LayerNorm", "vit": "*layernorm*", "distilbert": "*[nN]orm"}
 
 
-def replaced(model_type: str, match: str | None = None) -> ModelConfig:
-    """The description of a small network whose layers of this pattern, by default all norms, are `rms`."""
+def replaced(model_type: str, match: str | None = None, layer: dict[str, Any] = RMS) -> ModelConfig:
+    """The description of a small network whose layers of this pattern, by default all norms, are of another kind."""
     config = builders.model(model_type).config
-    replacement = Replacement.model_validate({"match": match or EVERY_NORM[model_type], "with": RMS})
+    replacement = Replacement.model_validate({"match": match or EVERY_NORM[model_type], "with": layer})
     network = config.architecture.model_copy(update={"replace": [replacement]})
     return config.model_copy(update={"architecture": network})
 
@@ -57,7 +59,7 @@ def test_its_outputs_are_those_of_the_network_with_the_new_norm() -> None:
     rows = torch.randn(5, 6)
     centred = rows - rows.mean(-1, keepdim=True)
     before = layer[1](centred)
-    replace_layers(layer, [Replacement.model_validate({"match": "1", "with": RMS})])
+    replace_layers(layer, [Replacement.model_validate({"match": "1", "with": RMS})], None)
     torch.testing.assert_close(layer[1](centred), before, rtol=1e-4, atol=1e-4)
 
 
@@ -125,7 +127,7 @@ def test_a_pattern_that_does_not_match_norms_alone_is_refused(match: str, messag
     with pytest.raises(UserError, match=r".*") as caught:
         Model(replaced("bert", match))
     assert message in caught.value.message
-    assert caught.value.param == "student.replace.0.match"
+    assert caught.value.param == "student.replace[0].match"
 
 
 class AddsOneRMSNorm(nn.Module):
@@ -138,5 +140,75 @@ class AddsOneRMSNorm(nn.Module):
 
 def test_a_norm_that_scales_otherwise_is_refused() -> None:
     network = nn.Sequential(AddsOneRMSNorm())
-    with pytest.raises(UserError, match="a AddsOneRMSNorm; accepted: a network with such layers; it has none"):
-        replace_layers(network, [Replacement.model_validate({"match": "0", "with": RMS})])
+    with pytest.raises(
+        UserError, match="a AddsOneRMSNorm; accepted: a network with normalisation layers of tokens; it has none"
+    ):
+        replace_layers(network, [Replacement.model_validate({"match": "0", "with": RMS})], None)
+
+
+EVERY_ATTENTION = {
+    "bert": "*.attention.self",
+    "vit": "*.attention",
+    "distilbert": "*.attention",
+    "albert": "*.attention",
+}
+
+
+def with_attention(model_type: str, layer: dict[str, Any]) -> Model:
+    """A small network with attention of this kind, and the weights of `builders.model`."""
+    model = Model(replaced(model_type, EVERY_ATTENTION[model_type], layer)).eval()
+    model.network.load_state_dict(builders.model(model_type).network.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("model_type", EVERY_ATTENTION)
+def test_softmax_in_the_place_of_the_library_s_is_the_same(model_type: str) -> None:
+    model = builders.model(model_type).eval()
+    samples = builders.samples(model.config)
+    torch.testing.assert_close(with_attention(model_type, {"kind": "softmax"})(samples), model(samples))
+
+
+@pytest.mark.parametrize("kind", ["linear", "sigmoid", "softplus"])
+@pytest.mark.parametrize("model_type", EVERY_ATTENTION)
+def test_another_attention_leaves_out_padding_and_is_stored(model_type: str, kind: str, tmp_path: Path) -> None:
+    model = with_attention(model_type, {"kind": kind})
+    samples = builders.samples(model.config, 3)
+    outputs = model(samples)
+    assert not torch.allclose(outputs, builders.model(model_type).eval()(samples), atol=1e-9)
+    torch.testing.assert_close(model(samples[1:2]), outputs[1:2], rtol=1e-4, atol=1e-5)
+    save_model(model, tmp_path)
+    torch.testing.assert_close(load_model(tmp_path)(samples), outputs, rtol=0, atol=0)
+
+
+def test_a_decoder_s_attention_sees_no_later_token() -> None:
+    shape = {"n_embd": 8, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    network = Transformers.model_validate(
+        {
+            **{"architecture": "transformers", "config": {"model_type": "gpt2", **shape}},
+            "replace": [{"match": "*.attn", "with": {"kind": "sigmoid"}}],
+        }
+    )
+    torch.manual_seed(0)
+    model = Model(ModelConfig(task="causal-lm", architecture=network, input=TextInput(length=8, vocabulary=20))).eval()
+    tokens = torch.arange(8).unsqueeze(0)
+    changed = tokens.clone()
+    changed[0, 5] = 19
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(after[:, :5], before[:, :5])
+    assert not torch.allclose(after[:, 5:], before[:, 5:])
+    steps, cache = [], None
+    for place in range(8):
+        hidden, cache = model.decode_step(tokens[:, place : place + 1], cache)
+        steps.append(hidden.hidden @ hidden.weight.T)
+    torch.testing.assert_close(torch.cat(steps, 1), before, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_that_adds_positions_to_products_is_refused() -> None:
+    model = Model(replaced("swin", "swin.encoder.layers.?.blocks.?.attention", {"kind": "sigmoid"}))
+    with pytest.raises(UserError, match="adds numbers to the products of queries and keys"):
+        model(builders.samples(model.config))
+
+
+def test_a_module_that_is_no_attention_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a Linear; accepted: attention layers, such as bert\.encoder"):
+        Model(replaced("bert", "*.query", {"kind": "sigmoid"}))

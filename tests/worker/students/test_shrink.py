@@ -10,9 +10,9 @@ import torch
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import CifarResNet, CifarVgg, Mlp, Network, Transformers, Vit, WideResNet
+from app.recipe.students.derived import network_of, start_of
 from app.recipe.students.layers import NalaAttention, SoftAttention
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
-from app.recipe.students.shrink import network_of, start_of
 from tests.worker.students import builders
 from worker.errors import UserError
 from worker.students.model import Model

@@ -13,8 +13,8 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import SampleFacts
 from app.recipe.job import JobSpec
 from app.recipe.students.architectures import CifarResNet, Mlp, Network
+from app.recipe.students.derived import student_input
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing, TextInput
-from app.recipe.students.shrink import student_input
 from tests.worker.students import builders
 from worker.errors import UserError
 from worker.students.model import Model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ from torch.testing import assert_close
 
 from app.recipe.cost import student_cost
 from app.recipe.students.architectures import TextTransformer
-from app.recipe.students.layers import ATTENTIONS, AttentionSpec, RmsNorm, Silu, SoftplusAttention
+from app.recipe.students.layers import (
+    ATTENTIONS,
+    AttentionSpec,
+    PowerNorm,
+    RmsNorm,
+    Silu,
+    SoftmaxAttention,
+    SoftplusAttention,
+    UnifiedNorm,
+)
 from app.recipe.students.model import ModelConfig, TextInput
 from app.recipe.students.module_paths import module_paths
 from worker.bundle.export import export_onnx, export_program, export_weights
@@ -95,3 +105,16 @@ def test_positions_without_weights_are_sines_and_cosines() -> None:
     places = torch.arange(5, dtype=torch.float64)
     expected = [places.sin(), (places / 100).sin(), places.cos(), (places / 100).cos()]
     assert_close(found, torch.stack(expected, -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [PowerNorm(warmup_steps=1), UnifiedNorm(warmup_steps=1)], ids=str)
+def test_norms_by_the_statistics_of_a_batch_leave_padding_out_in_training(norm: PowerNorm | UnifiedNorm) -> None:
+    torch.manual_seed(0)
+    network = build(described(SoftmaxAttention()).model_copy(update={"norm": norm}), TEXT, OUTPUTS).train()
+    padded, tokens = deepcopy(network), texts()[:, :9]
+    longer = torch.nn.functional.pad(tokens, (0, 3), value=PAD)
+    for _ in range(3):
+        assert_close(padded(longer), network(tokens), rtol=1e-4, atol=1e-6)
+    statistics = dict(network.named_buffers())
+    assert_close(dict(padded.named_buffers()), statistics)
+    assert statistics["norm.iterations"] == 3

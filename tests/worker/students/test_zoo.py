@@ -20,19 +20,26 @@ from app.recipe.students.layers import (
     ATTENTIONS,
     NORMS,
     BatchNorm,
+    CrmsNorm,
     Gelu,
     GroupNorm,
+    L1BatchNorm,
+    L1LayerNorm,
     LayerNorm,
     LeakyRelu,
     LinearAttention,
     NalaAttention,
     NoNorm,
+    OptimalHermite,
+    PowerNorm,
     Relu,
     RmsNorm,
+    Selu,
     SigmoidAttention,
     Silu,
     SoftAttention,
     SoftplusAttention,
+    UnifiedNorm,
 )
 from app.recipe.students.model import ImageInput
 from worker.students import build
@@ -48,7 +55,7 @@ STUDENTS: list[Student] = [
     ShuffleNetV2(size="0.5x"),
     Vit(patch_size=1, width=8, depth=2, heads=2),
 ]
-LAYERED: dict[str, Student] = {
+LAYERED: dict[str, Mlp | CifarResNet | WideResNet | CifarVgg | MobileNetV2 | ShuffleNetV2 | Vit] = {
     "no norms": CifarResNet(depth=8, width=4, norm=NoNorm(), activation=Gelu()),
     "rms of images": CifarResNet(depth=8, width=4, norm=RmsNorm()),
     "groups": WideResNet(depth=10, norm=GroupNorm(groups=4), activation=LeakyRelu(slope=0.1)),
@@ -56,6 +63,15 @@ LAYERED: dict[str, Student] = {
     "groups of a mobile network": MobileNetV2(multiplier=0.25, norm=GroupNorm(groups=2), activation=Silu()),
     "layer norm of shuffled channels": ShuffleNetV2(size="0.5x", norm=LayerNorm(), activation=LeakyRelu()),
     "rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=RmsNorm(), activation=Relu()),
+    "compressed rms": Vit(patch_size=1, width=8, depth=2, heads=2, norm=CrmsNorm()),
+    "power": Vit(patch_size=1, width=8, depth=2, heads=2, norm=PowerNorm(groups=2, warmup_steps=4)),
+    "unified": Vit(patch_size=1, width=8, depth=2, heads=2, norm=UnifiedNorm(warmup_steps=5, clamp_after=5)),
+    "unified of images": CifarResNet(depth=8, width=4, norm=UnifiedNorm(warmup_steps=5, clamp_after=5)),
+    "l1 of tokens": Vit(patch_size=1, width=8, depth=2, heads=2, norm=L1LayerNorm()),
+    "l1 of images": WideResNet(depth=10, norm=L1LayerNorm()),
+    "l1 of batches": CifarResNet(depth=8, width=4, norm=L1BatchNorm()),
+    "selu": Mlp(hidden=[16, 16, 16], activation=Selu(alpha_dropout=0.05)),
+    "cubic": Mlp(hidden=[32], activation=OptimalHermite(dimension=3)),
     "linear attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=LinearAttention(), activation=Silu()),
     "sigmoid attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SigmoidAttention()),
     "softplus attention": Vit(patch_size=1, width=8, depth=2, heads=2, attention=SoftplusAttention(power=1.0)),
@@ -114,7 +130,15 @@ def test_networks_of_other_layers_learn(name: str, precision: torch.dtype) -> No
     assert losses[-1] < 0.97 * losses[0]
 
 
-@pytest.mark.parametrize("name", [name for name, student in LAYERED.items() if not isinstance(student, CifarVgg)])
+ALONE = [
+    name
+    for name, student in LAYERED.items()
+    if not isinstance(student, CifarVgg | Mlp) and not isinstance(student.norm, PowerNorm | UnifiedNorm | L1BatchNorm)
+]
+"""Networks whose norms are of single samples."""
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_without_batch_norm_a_sample_does_not_depend_on_its_batch_in_training_either(name: str) -> None:
     network = build(LAYERED[name], IMAGES[0], 5).train()
     images = torch.randn(4, 1, 8, 8)
@@ -211,3 +235,23 @@ def test_weights_with_a_thousand_classes_are_the_published_ones_and_the_stem_s(
 ) -> None:
     network = build(student, ImageInput(channels=3, height=32, width=32), 1000)
     assert sum(parameter.numel() for parameter in network.parameters()) == published + ours
+
+
+def test_a_deep_self_normalising_network_keeps_mean_and_variance_and_a_relu_does_not_keep_the_mean() -> None:
+    torch.manual_seed(0)
+    image, samples = ImageInput(channels=1, height=16, width=16), torch.randn(256, 1, 16, 16)
+    moments = {}
+    for activation in (Selu(), Relu()):
+        network = build(Mlp(hidden=[256] * 16, activation=activation), image, 5).eval()
+        assert isinstance(network, torch.nn.Sequential)
+        values = network[:-1](samples).detach()
+        moments[activation.kind] = (float(values.mean()), float(values.var()))
+    assert moments["selu"] == pytest.approx((0.0, 1.0), abs=0.2)
+    assert moments["relu"][0] > 0.3
+
+
+def test_a_network_with_the_cubic_does_not_depend_on_the_length_of_its_inputs() -> None:
+    network = build(Mlp(hidden=[16], activation=OptimalHermite()), IMAGES[0], 5)
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(network(7 * images), network(images), rtol=1e-4, atol=1e-5)
+    assert network(torch.zeros(1, 1, 8, 8)).isfinite().all()

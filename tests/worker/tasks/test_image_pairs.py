@@ -190,3 +190,12 @@ def test_pairs_that_do_not_fit_end_the_job_by_their_field(tmp_path: Path, case: 
     word = refusal(stage(tmp_path, change(pairs()), table=table), tmp_path)
     assert (word.code, word.param) == ("invalid_data", param)
     assert message in word.message
+
+
+def test_columns_without_images_end_the_job_by_their_field(tmp_path: Path) -> None:
+    table = pa.table({"x": pa.array([png(pairs()["x"][0])] * 4), "other": ["a", "b", "c", "d"], "y": [0, 1, 0, 1]})
+    assignment = stage(tmp_path, table=True)
+    pq.write_table(table, tmp_path / "pairs")
+    word = refusal(assignment, tmp_path)
+    assert (word.code, word.param) == ("invalid_data", "data.input_columns")
+    assert "column 'other' of data.train has no images" in word.message

@@ -60,6 +60,23 @@ CASES: dict[str, dict[str, Any]] = {
         "recipe": {"optimizer": {"kind": "adamp"}, "ema_decay": 0.9, "accumulate": 2},
         "teacher": True,
     },
+    **{
+        f"{kind} norm": {
+            "student": {
+                **{"architecture": "vit", "patch_size": 3, "width": 8, "depth": 1, "heads": 2},
+                "norm": {"kind": kind, "warmup_steps": 3},
+            },
+            "recipe": {"precision": precision, "accumulate": accumulate},
+        }
+        for kind, precision, accumulate in (("power", "bf16", 2), ("unified", "fp32", 1))
+    },
+    "alpha-dropout": {
+        "student": {"architecture": "mlp", "hidden": [8, 8], "activation": {"kind": "selu", "alpha_dropout": 0.2}}
+    },
+    "l1 norm of batches": {
+        "student": {"architecture": "cifar-resnet", "depth": 8, "width": 2, "norm": {"kind": "l1-batch"}},
+        "recipe": {"ema_decay": 0.5},
+    },
 }
 
 

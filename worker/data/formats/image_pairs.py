@@ -8,7 +8,7 @@ import numpy as np
 
 from worker.data.archive import NDArray
 from worker.data.formats.column_readers import ClassColumns
-from worker.data.formats.columns import Samples, TextSamples, Values
+from worker.data.formats.columns import Samples, Values
 from worker.data.formats.faults import invalid
 
 PAIR = 2
@@ -27,10 +27,16 @@ class VectorColumns(ClassColumns):
     ) -> Samples:
         if len(inputs) < PAIR:
             return super().assemble(inputs, labels, param, class_names)
-        sides = [super(VectorColumns, self).assemble({name: one}, labels, param) for name, one in inputs.items()]
-        first, second = (side.inputs for side in sides)
-        assert not isinstance(first, TextSamples | list)  # a table and texts are refused for the task
-        return Samples(interleaved(first, np.asarray(second), param), sides[0].labels, rows_per_sample=PAIR)
+        first, second = (_images(name, values, param) for name, values in inputs.items())
+        return Samples(interleaved(first, second, param), self.join_labels(labels, len(first)), rows_per_sample=PAIR)
+
+
+def _images(name: str, values: Values, param: str) -> NDArray:
+    """The images (N, C, H, W) of one column; raises UserError (`invalid_data`) for other values."""
+    if isinstance(values, list) or values.ndim != 4:
+        found = f"column {name!r} of {param} has no images"
+        raise invalid(f"{found}; accepted: two columns of encoded images", "data.input_columns")
+    return values
 
 
 def interleaved(first: NDArray, second: NDArray, param: str) -> NDArray:

@@ -16,6 +16,9 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Quantiser(nn.Module, ABC):
     """Quantises the operands of one layer; its call quantises the inputs."""
 
+    first_order_only = True
+    """Whether the gradient of its gradient is not the second derivative of its outputs."""
+
     def multiply(self, product: Product, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Outputs of the layer, `product` of the quantised operands."""
         return product(self(inputs), self.weight(weight), bias)

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from app.recipe.students.quantisation import ShiftQuant
+from worker.errors import UserError
 from worker.students.quantisers.base import QUANTISERS, Product, Quantiser, straight_through
 
+MAX_SUM = 2**31 - 1
+"""Largest magnitude of a sum."""
 LEAST = 1e-30
 """Least magnitude that is divided by, so that zeros stay zeros."""
 
@@ -76,6 +79,9 @@ class ShiftQuantiser(Quantiser):
     def __init__(self, spec: ShiftQuant, layer: nn.Module) -> None:
         super().__init__()
         assert isinstance(layer, nn.Linear)  # the contract refuses convolutions
+        if spec.sum_bound(layer.in_features) > MAX_SUM:
+            found = f"sums over {layer.in_features} inputs may exceed 32 bits; accepted: fewer groups or bits"
+            raise UserError("invalid_job", found, "student.quantise.groups")
         self.spec = spec
         self.register_buffer("maxima", torch.zeros(layer.in_features))
 

@@ -5,7 +5,18 @@ Each kind has one implementation in the module of the same name in `worker/stude
 
 from __future__ import annotations
 
-from app.recipe.students.layers.activations import ACTIVATIONS, Activation, ActivationSpec, Gelu, LeakyRelu, Relu, Silu
+from app.recipe.students.layers.activations import (
+    ACTIVATIONS,
+    Activation,
+    ActivationSpec,
+    Gelu,
+    LeakyRelu,
+    MlpActivation,
+    OptimalHermite,
+    Relu,
+    Selu,
+    Silu,
+)
 from app.recipe.students.layers.attentions import (
     ATTENTIONS,
     Attention,
@@ -23,16 +34,22 @@ from app.recipe.students.layers.base import by_default
 from app.recipe.students.layers.norms import (
     IMAGE_NORMS,
     NORMS,
+    SINGLE_TOKEN_NORMS,
     TOKEN_NORMS,
     BatchNorm,
+    CrmsNorm,
     GroupNorm,
     ImageNorm,
+    L1BatchNorm,
+    L1LayerNorm,
     LayerNorm,
     NoNorm,
     Norm,
     NormSpec,
+    PowerNorm,
     RmsNorm,
     TokenNorm,
+    UnifiedNorm,
 )
 
 __all__ = [
@@ -40,6 +57,7 @@ __all__ = [
     "ATTENTIONS",
     "IMAGE_NORMS",
     "NORMS",
+    "SINGLE_TOKEN_NORMS",
     "TOKEN_NORMS",
     "Activation",
     "ActivationSpec",
@@ -48,23 +66,31 @@ __all__ = [
     "AttentionShape",
     "AttentionSpec",
     "BatchNorm",
+    "CrmsNorm",
     "Gelu",
     "GroupNorm",
     "ImageNorm",
+    "L1BatchNorm",
+    "L1LayerNorm",
     "LayerNorm",
     "LeakyRelu",
     "LinearAttention",
+    "MlpActivation",
     "NalaAttention",
     "NoNorm",
     "Norm",
     "NormSpec",
+    "OptimalHermite",
+    "PowerNorm",
     "Relu",
     "RmsNorm",
+    "Selu",
     "SigmoidAttention",
     "Silu",
     "SoftAttention",
     "SoftmaxAttention",
     "SoftplusAttention",
     "TokenNorm",
+    "UnifiedNorm",
     "by_default",
 ]

@@ -160,7 +160,7 @@ class SoftplusAttention(AttentionSpec):
 
 class SoftAttention(AttentionSpec):
     """SOFT: weights exp(-|q_i - q_j|^2 / 2) of queries that are keys too, as a product of low rank through landmarks,
-    at a cost linear in the number of patches.
+    at a cost linear in the number of patches if the number of landmarks stays the same.
 
     Landmarks are queries pooled by a convolution of side and stride `ratio`, a layer norm and GELU. With k1 the weights
     of tokens to landmarks and A those between landmarks, the output is k1 A^-1 k1^T v, plus a convolution of the values

@@ -6,10 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from app.recipe.base import Option
 
-
-def by_default(option: Option) -> Any:
-    """A field with the default `option`, which is only serialised if it differs: so the description of a network with
-    the default is the same as before there was a choice, for older workers and stored models."""
-    return Field(option, exclude_if=lambda value: value == option)
+def by_default(default: Any, **constraints: Any) -> Any:
+    """A field with this default, which is only serialised if it differs: so the description of a network with the
+    default is the same as before there was a choice, for older workers and stored models."""
+    return Field(default, exclude_if=lambda value: value == default, **constraints)

@@ -14,8 +14,8 @@ from app.recipe.footprint import network_costs, rough_cost
 from app.recipe.job import JobSpec
 from app.recipe.plan import model_memory, plan_training, training_flops
 from app.recipe.students.architectures import DualEncoder, Transformers
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig, TextInput
-from app.recipe.students.shrink import network_of
 
 Document = dict[str, Any]
 BERT: Document = {

@@ -12,9 +12,9 @@ from app.recipe.data.facts import Archive, ArrayFacts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
 from app.recipe.students.architectures import DualEncoder, Transformers
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.replacements import Replacement
-from app.recipe.students.shrink import network_of
 
 Document = dict[str, Any]
 DATA: Archive = {"x": ArrayFacts((100, 8, 8), "u1"), "y": ArrayFacts((100,), "i8")}
@@ -87,6 +87,31 @@ def test_the_encoder_of_a_dual_encoder_is_refused() -> None:
     bert = {"architecture": "transformers", "config": {"model_type": "bert"}, "replace": [RMS]}
     with pytest.raises(ValidationError, match="replace is not for the encoder of a dual-encoder; accepted: none"):
         DualEncoder.model_validate({"architecture": "dual-encoder", "encoder": bert})
+
+
+ATTENTION: Document = {"match": "*.attention", "with": {"kind": "linear"}}
+
+
+def test_attention_without_the_mask_of_the_network_is_refused() -> None:
+    gpt2 = {"architecture": "transformers", "config": {"model_type": "gpt2"}, "replace": [RMS, ATTENTION]}
+    data = {"train": "file_a", "format": "csv", "input_columns": ["a"], "max_length": 8}
+    found = list(find_problems(job(gpt2, task="causal-lm", data=data), InputFacts()))
+    assert [problem.param for problem in found] == ["student.replace[1].with.kind"]
+    assert found[0].accepted == "softmax, sigmoid, softplus"
+    bert = {"architecture": "transformers", "config": {"model_type": "bert"}, "replace": [ATTENTION]}
+    texts = {**data, "label_columns": ["b"]}
+    assert not list(find_problems(job(bert, task="text-classification", data=texts), InputFacts()))
+
+
+@pytest.mark.parametrize("kind", ["soft", "nala"])
+def test_attention_with_maps_of_its_own_is_no_replacement(kind: str) -> None:
+    with pytest.raises(ValidationError, match=f"{kind} needs the places of patches"):
+        Transformers.model_validate({**VIT, "replace": [{"match": "*", "with": {"kind": kind}}]})
+
+
+def test_norms_of_whole_batches_are_no_replacements() -> None:
+    with pytest.raises(ValidationError, match="power has statistics of whole batches"):
+        Transformers.model_validate({**VIT, "replace": [{"match": "*", "with": {"kind": "power"}}]})
 
 
 def test_norms_of_images_are_no_replacements() -> None:

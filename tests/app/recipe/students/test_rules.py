@@ -10,7 +10,10 @@ from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import Archive, ArrayFacts
 from app.recipe.job import JobSpec
 from app.recipe.problem import Problem
+from app.recipe.students.architectures import TextTransformer
+from app.recipe.students.layers import PowerNorm
 from app.recipe.students.model import ModelConfig
+from app.recipe.students.rules import architecture_problems
 
 DATA: Archive = {"x": ArrayFacts((100, 8, 8), "u1"), "y": ArrayFacts((100,), "i8")}
 RESNET: dict[str, Any] = {"architecture": "cifar-resnet", "depth": 20}
@@ -32,8 +35,8 @@ def problems(student: dict[str, Any], teacher: dict[str, Any] | None = None, **r
     return list(find_problems(JobSpec.model_validate(document), InputFacts(train=DATA, teachers=stored)))
 
 
-def group(groups: int) -> dict[str, Any]:
-    return {"norm": {"kind": "group", "groups": groups}}
+def group(groups: int, kind: str = "group") -> dict[str, Any]:
+    return {"norm": {"kind": kind, "groups": groups}}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +47,7 @@ def group(groups: int) -> dict[str, Any]:
         ({"architecture": "cifar-vgg", "width": 6, **group(4)}, "a divisor of 6"),
         ({"architecture": "mobilenet-v2", **group(8)}, "a divisor of 4"),
         ({"architecture": "shufflenet-v2", **group(8)}, "a divisor of 2"),
+        ({"architecture": "vit", "width": 12, **group(8, "power")}, "a divisor of 12"),
     ],
     ids=lambda value: value["architecture"] if isinstance(value, dict) else None,
 )
@@ -52,7 +56,14 @@ def test_groups_must_divide_the_channels_of_every_layer(student: dict[str, Any],
     assert problem.param == "student.norm.groups"
     assert problem.accepted == accepted
     divisor = int(accepted.rpartition(" ")[2])
-    assert not problems({**student, **group(divisor)})
+    assert not problems({**student, **group(divisor, student["norm"]["kind"])})
+
+
+def test_groups_must_divide_the_width_of_a_network_of_texts_too() -> None:
+    network = TextTransformer(width=12, heads=2, norm=PowerNorm(groups=8))
+    [problem] = architecture_problems(network, None, "student")
+    assert (problem.param, problem.accepted) == ("student.norm.groups", "a divisor of 12")
+    assert not list(architecture_problems(network.model_copy(update={"norm": PowerNorm(groups=4)}), None, "student"))
 
 
 def test_a_narrower_copy_of_a_grouped_teacher_must_be_divided_too() -> None:
@@ -99,3 +110,13 @@ def test_nap_needs_norms() -> None:
     [problem] = problems({**RESNET, "norm": {"kind": "none"}}, optimizer=nap)
     assert problem.param == "recipe.optimizer.kind"
     assert not problems({**RESNET, "norm": {"kind": "layer"}}, optimizer=nap)
+
+
+@pytest.mark.parametrize("kind", ["power", "unified"])
+def test_a_gradient_that_is_an_approximation_is_not_differentiated_again(kind: str) -> None:
+    student = {"architecture": "vit", "norm": {"kind": kind}}
+    teacher = {"architecture": "mlp"}
+    [problem] = problems(student, teacher, method={"kind": "meta"})
+    assert problem.param == "student.norm.kind"
+    assert "layer" in problem.accepted
+    assert not problems(student, teacher, method={"kind": "meta", "order": "finite-difference"})

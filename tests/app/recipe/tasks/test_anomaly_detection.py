@@ -15,9 +15,9 @@ from app.recipe.losses import LOSSES
 from app.recipe.methods import METHODS
 from app.recipe.optimizers import AdamW, Cosine
 from app.recipe.students.architectures import InpFormerNetwork
+from app.recipe.students.derived import network_of, start_of, student_input
 from app.recipe.students.model import ModelConfig
 from app.recipe.students.reconstruction import feature_shape
-from app.recipe.students.shrink import network_of, start_of, student_input
 from app.recipe.tasks import TASKS
 
 Document = dict[str, Any]

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from app.recipe.checks import InputFacts, find_problems
 from app.recipe.data.facts import FirstLine
 from app.recipe.job import JobSpec
+from app.recipe.students.derived import network_of
 from app.recipe.students.model import ModelConfig
-from app.recipe.students.shrink import network_of
 from app.recipe.students.vectors import embedding_of
 
 Document = dict[str, Any]

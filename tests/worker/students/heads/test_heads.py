@@ -23,9 +23,9 @@ from app.recipe.students.architectures import (
     Vit,
     WideResNet,
 )
+from app.recipe.students.derived import network_of
 from app.recipe.students.heads import HEADS, Head, HeadSpec, LinearHead, NbDiagHead, NormalisedHead, SvmHead, VqLogits
 from app.recipe.students.model import ImageInput, ModelConfig, Preprocessing
-from app.recipe.students.shrink import network_of
 from tests.worker.training.builders import finished, require_same_bits, stage
 from worker.students import heads
 from worker.students.heads.normalised import CosineHead
@@ -179,7 +179,7 @@ def test_a_stored_model_is_trained_further(head: Head, classes: int, tmp_path: P
 
 
 @every_head
-def test_a_shrunk_teacher_hands_on_its_head(head: Head) -> None:
+def test_a_derived_teacher_hands_on_its_head(head: Head) -> None:
     teacher = model(CifarResNet(depth=14, width=4, head=head))
     recipe = {"losses": [{"kind": "kd"}]}
     document = {"architecture": "shrink", "layers": 1}

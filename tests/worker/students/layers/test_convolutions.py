@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from app.recipe.students.layers import NORMS, GroupNorm, NoNorm, NormSpec, Relu, RmsNorm
+from app.recipe.students.layers import IMAGE_NORMS, GroupNorm, NoNorm, NormSpec, Relu, RmsNorm
 from worker.students.layers.convolutions import ImageLayers, init_residual
 
 
-@pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.__name__)
+@pytest.mark.parametrize("norm", IMAGE_NORMS, ids=lambda norm: norm.__name__)
 def test_a_convolution_has_an_offset_where_the_norm_has_none(norm: type[NormSpec]) -> None:
     conv = ImageLayers(norm(), Relu()).conv(3, 8)
     assert (conv.bias is not None) == (norm in (RmsNorm, NoNorm))

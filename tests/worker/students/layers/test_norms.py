@@ -12,11 +12,16 @@ from app.recipe.students.layers import (
     IMAGE_NORMS,
     TOKEN_NORMS,
     BatchNorm,
+    CrmsNorm,
     GroupNorm,
+    L1BatchNorm,
+    L1LayerNorm,
     LayerNorm,
     NoNorm,
     NormSpec,
+    PowerNorm,
     RmsNorm,
+    UnifiedNorm,
 )
 from worker.optimizers.roles import normalisations
 from worker.students.layers import norms
@@ -24,9 +29,17 @@ from worker.students.layers.norms import BatchNorm2d
 
 CHANNELS = 6
 GROUPED = GroupNorm(groups=3)
-IMAGES: list[NormSpec] = [BatchNorm(), LayerNorm(), GROUPED, RmsNorm(), NoNorm()]
-TOKENS: list[NormSpec] = [LayerNorm(), RmsNorm()]
-of_kind = {"ids": lambda norm: norm.kind}
+PARTIAL = RmsNorm(partial=0.4, eps=1e-2)
+OUTSIDE = RmsNorm(eps=1e-2, eps_mode="outside")
+IMAGES: list[NormSpec] = [
+    *(BatchNorm(), LayerNorm(), GROUPED, RmsNorm(), PARTIAL, OUTSIDE, NoNorm()),
+    *(L1BatchNorm(), L1LayerNorm()),
+]
+TOKENS: list[NormSpec] = [LayerNorm(), RmsNorm(), PARTIAL, OUTSIDE, CrmsNorm(), L1LayerNorm()]
+RUNNING: list[NormSpec] = [PowerNorm(), UnifiedNorm()]
+"""Norms whose gradients are approximations, tested in files of their own."""
+BY_BATCH = BatchNorm | L1BatchNorm
+of_kind = {"ids": str}
 
 
 def standardised(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:
@@ -39,7 +52,16 @@ def reference(norm: NormSpec, x: Tensor, axes: tuple[int, ...]) -> Tensor:
     if isinstance(norm, NoNorm):
         return x
     if isinstance(norm, RmsNorm):
-        return x / (x.square().mean(axes, keepdim=True) + 1e-6).sqrt()
+        averaged = x if norm.partial is None else x.narrow(axes[0], 0, 2)  # 0.4 of 6 channels, rounded down
+        squares = averaged.square().mean(axes, keepdim=True)
+        return x / ((squares + norm.eps).sqrt() if norm.eps_mode == "inside" else squares.sqrt() + norm.eps)
+    if isinstance(norm, CrmsNorm):
+        whole = torch.cat([x, -x.sum(-1, keepdim=True)], -1)
+        return x / (whole.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    if isinstance(norm, L1BatchNorm | L1LayerNorm):
+        axes = (0, 2, 3) if isinstance(norm, L1BatchNorm) else axes
+        centred = x - x.mean(axes, keepdim=True)
+        return centred / (centred.abs().mean(axes, keepdim=True) + 1e-5)
     if isinstance(norm, BatchNorm):
         return standardised(x, (0, 2, 3), 1e-5)
     if isinstance(norm, GroupNorm):
@@ -102,7 +124,7 @@ def test_rms_keeps_a_low_precision_and_does_not_overflow_in_it() -> None:
     assert_close(found, torch.ones_like(x))
 
 
-@pytest.mark.parametrize("norm", [norm for norm in IMAGES if not isinstance(norm, BatchNorm)], **of_kind)
+@pytest.mark.parametrize("norm", [norm for norm in IMAGES if not isinstance(norm, BY_BATCH)], **of_kind)
 def test_all_but_batch_norm_normalise_each_sample_alone(norm: NormSpec) -> None:
     module = norms.IMAGE_NORMS.build(norm, CHANNELS).train()
     x = torch.randn(4, CHANNELS, 3, 5)
@@ -110,16 +132,34 @@ def test_all_but_batch_norm_normalise_each_sample_alone(norm: NormSpec) -> None:
 
 
 def test_every_kind_of_the_contract_is_built_for_what_it_can_normalise() -> None:
-    assert norms.IMAGE_NORMS.kinds == set(IMAGE_NORMS) == {type(norm) for norm in IMAGES}
-    assert norms.TOKEN_NORMS.kinds == set(TOKEN_NORMS) == {type(norm) for norm in TOKENS}
+    assert norms.IMAGE_NORMS.kinds == set(IMAGE_NORMS) == {type(norm) for norm in (*IMAGES, UnifiedNorm())}
+    assert norms.TOKEN_NORMS.kinds == set(TOKEN_NORMS) == {type(norm) for norm in (*TOKENS, *RUNNING)}
     assert set(spec.NORMS) == {*IMAGE_NORMS, *TOKEN_NORMS}
 
 
-@pytest.mark.parametrize("norm", IMAGES, **of_kind)
+@pytest.mark.parametrize("norm", [*IMAGES, *TOKENS, *RUNNING], **of_kind)
 def test_weights_are_as_many_as_the_contract_has_and_known_to_optimizers(norm: NormSpec) -> None:
-    module = norms.IMAGE_NORMS.build(norm, CHANNELS)
+    registry = norms.IMAGE_NORMS if "images" in norm.of else norms.TOKEN_NORMS
+    module = registry.build(norm, CHANNELS)
+    assert {name for name, _ in module.named_buffers()} == set(norm.statistics)
     assert sum(each.numel() for each in module.parameters()) == norm.vectors * CHANNELS
     assert list(normalisations(module)) == ([module] if norm.vectors else [])
+
+
+def test_padding_is_left_out_of_the_statistics_of_batches_alone() -> None:
+    torch.manual_seed(0)
+    x, real = torch.randn(3, 5, CHANNELS), torch.arange(5).expand(3, 5) < 3
+    for norm in (*TOKENS, *RUNNING):
+        whole, cut = (norms.TOKEN_NORMS.build(norm, CHANNELS).train() for _ in range(2))
+        found = norms.normalise(whole, x, real)
+        assert_close(found[:, :3], norms.normalise(cut, x[:, :3]))
+        assert_close(dict(whole.named_buffers()), dict(cut.named_buffers()))
+
+
+def test_a_row_of_zeros_has_a_gradient_without_nan_if_eps_is_outside_of_the_root() -> None:
+    x = torch.zeros(2, CHANNELS, requires_grad=True)
+    norms.TOKEN_NORMS.build(OUTSIDE, CHANNELS)(x).sum().backward()
+    assert_close(x.grad, torch.full_like(x, 100.0))
 
 
 def test_batch_norm_of_one_value_uses_and_keeps_the_running_statistics() -> None:

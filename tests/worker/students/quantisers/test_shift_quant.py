@@ -14,6 +14,7 @@ from app.recipe.students.model import ModelConfig
 from app.recipe.students.quantisation import ShiftQuant
 from worker.bundle.export import export_onnx, export_weights
 from worker.bundle.integer import export_integer
+from worker.errors import UserError
 from worker.students.model import Model
 from worker.students.quantisers.layers import QuantisedLinear
 from worker.students.quantisers.shift_quant import ShiftQuantiser, codes_of, shift_scales
@@ -121,3 +122,10 @@ def test_largest_magnitudes_are_observed_in_training_alone() -> None:
     assert found.quantiser.maxima.tolist() == [2.0] * COLUMNS
     found.eval()(torch.full((2, COLUMNS), 100.0))
     assert found.quantiser.maxima.tolist() == [2.0] * COLUMNS
+
+
+def test_a_layer_whose_sums_need_more_than_32_bits_is_refused() -> None:
+    spec = ShiftQuant(bits=8, groups=8)
+    ShiftQuantiser(spec, nn.Linear(1000, 1))
+    with pytest.raises(UserError, match="2000 inputs"):
+        ShiftQuantiser(spec, nn.Linear(2000, 1))

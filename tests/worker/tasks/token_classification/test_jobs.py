@@ -350,7 +350,7 @@ def test_calibration_is_that_of_the_words_of_half_of_the_texts(tmp_path: Path, t
     bundle = finished(folder, with_eval(stage(folder, STUDENT, teacher, DISTILLED, data=data, evaluation=asked)))
     report = report_of(bundle)
     found = report["diagnostics"]["calibration"]
-    assert found["samples"] == {"fitted": 20, "judged": 20}
+    assert found["samples"] == {"fitted": 20, "judged": 20, "training": 0}
     assert set(found["figures"]) == {"student", "student_scaled", "teacher", "teacher_scaled"}
     plain = [row for row in found["table"] if row["model"] == "student" and row["bins"] == "equal-width"]
     words = sum(row["samples"] for row in plain)

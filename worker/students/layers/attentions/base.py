@@ -1,4 +1,4 @@
-"""Base of self-attention: the linear maps, masks, and the registry of kinds.
+"""Base of self-attention: the linear maps, and the registry of kinds.
 
 N samples of S tokens of width D = H d, with H heads of size d; Q queries attend to K keys, which are S of both in
 self-attention.
@@ -8,43 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from app.recipe.students.layers import AttentionShape, AttentionSpec
+from worker.kernels.sigmoid_attention import NO_MASK, AttentionMask
 from worker.students.layers.registry import LayerRegistry
 
 ATTENTIONS = LayerRegistry[[AttentionShape]]()
 """Built from the sizes of the layer and of its input."""
-
-
-@dataclass(frozen=True)
-class AttentionMask:
-    """Which keys the queries see; by default all. If there are more keys than queries, the last query is at the last
-    key."""
-
-    tokens: Tensor | None = None
-    """(N, K) bool, false for padding."""
-    causal: bool = False
-    """Whether a query sees no later keys."""
-    window: tuple[int, int] | None = None
-    """Most keys before and after its own place that a query sees."""
-
-    def visible(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
-        """Whether a query sees a key: bool (N or 1, 1, Q or 1, K); none: all do."""
-        seen = None if self.tokens is None else self.tokens[:, None, None, :]
-        if not self.causal and self.window is None:
-            return seen
-        places = torch.arange(keys, device=device)
-        later = places - (places[:queries] + (keys - queries)).unsqueeze(1)
-        before, after = self.window or (keys, keys)
-        near = (later >= -before) & (later <= (min(after, 0) if self.causal else after))
-        return near[None, None] if seen is None else near & seen
-
-
-NO_MASK = AttentionMask()
 
 
 class SelfAttention(nn.Module, ABC):

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.recipe.students.layers import LinearAttention
-from worker.students.layers.attentions.base import ATTENTIONS, NO_MASK, AttentionMask, SelfAttention
+from worker.kernels.sigmoid_attention import NO_MASK, AttentionMask
+from worker.students.layers.attentions.base import ATTENTIONS, SelfAttention
 from worker.tensors import at_least_float32
 
 LEAST_SUM = 1e-6

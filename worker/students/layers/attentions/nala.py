@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from app.recipe.students.layers import AttentionShape, NalaAttention
 from app.recipe.students.layers.attentions import LOCAL_SIDE
+from worker.kernels.sigmoid_attention import NO_MASK, AttentionMask
 from worker.students.layers.attentions.base import (
     ATTENTIONS,
-    NO_MASK,
-    AttentionMask,
     SelfAttention,
     in_full_precision,
     off_grid,

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from app.recipe.students.layers import AttentionShape, SoftAttention
 from app.recipe.students.layers.attentions import NEWTON_STEPS
+from worker.kernels.sigmoid_attention import NO_MASK, AttentionMask
 from worker.students.layers.attentions.base import (
     ATTENTIONS,
-    NO_MASK,
-    AttentionMask,
     SelfAttention,
     in_full_precision,
     off_grid,
@@ -80,6 +79,8 @@ class SoftSelfAttention(SelfAttention):
         super().__init__(spec, shape)
         assert shape.grid is not None  # by the contract
         self.grid, self.steps = shape.grid, NEWTON_STEPS
+        self.first_order_only = not spec.normalised
+        """Whether the gradient of its gradient is not the second derivative of its outputs: `ridge_inverse`."""
         self.invert: Callable[[Tensor, int], Tensor] = normalised_inverse if spec.normalised else ridge_inverse
         size, heads, side = shape.size, shape.heads, spec.conv_size
         self.landmark = nn.Conv2d(size, size, spec.ratio, spec.ratio, bias=False)
