@@ -20,7 +20,7 @@ from worker.losses.class_vectors import EPS, class_vectors, cosines_with, with_m
 from worker.selection import ranked
 from worker.tensors import at_least_float32
 
-AT_ONCE = 2**20
+AT_ONCE = 2**18
 """Cosines of pairs that are computed at a time."""
 
 
