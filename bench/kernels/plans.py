@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.kernels import attention, heads, logit_rows, page, retrieval
+from bench.kernels import attention, heads, logit_rows, norms, page, retrieval
 from bench.kernels.attention import Attended
 from bench.kernels.contest import Contest, Machine, Outcome, hold, machine_rates
 from bench.kernels.heads import Shape
 from bench.kernels.logit_rows import Size
+from bench.kernels.norms import Tokens
 from bench.kernels.page import Verdict
 from bench.kernels.retrieval import Listed
+from worker.kernels.token_norms import KINDS
 
 LISTS = {
     "mw": (Listed(32, 4, 128), Listed(128, 8, 128)),
@@ -56,7 +58,7 @@ def cuda(short: bool) -> Plan:
     shapes = (Shape(256, 256, 8192),) if short else full
     sizes = SIZES[:1] if short else (*SIZES, Size(1024, 128_256))
     found = plan("cuda", torch.bfloat16, shapes, shapes[2:3] or shapes, sizes, (512, 8) if short else (8192, 2000))
-    return found._replace(entries=[*found.entries, *_attentions(short, found.device, found.dtype)])
+    return found._replace(entries=[*found.entries, *_layers(short, found.device, found.dtype)])
 
 
 def plan(
@@ -87,11 +89,13 @@ def _lists(short: bool, device: torch.device, dtype: torch.dtype) -> Iterator[En
             yield Entry(partial(retrieval.contest, kind, size, device, dtype), verdicts)
 
 
-def _attentions(short: bool, device: torch.device, dtype: torch.dtype) -> Iterator[Entry]:
-    """Sigmoid attention, all tokens with all and with earlier ones."""
+def _layers(short: bool, device: torch.device, dtype: torch.dtype) -> Iterator[Entry]:
+    """Sigmoid attention, all tokens with all and with earlier ones; and norms of sums."""
     for causal in (False, True):
         size = Attended(2, 2, 64, 16, causal) if short else Attended(4, 16, 4096, 64, causal)
         yield Entry(partial(attention.contest, size, device, dtype), ())
+    for kind in KINDS:
+        yield Entry(partial(norms.contest, kind, Tokens(64, 64) if short else Tokens(16_384, 4096), device, dtype), ())
 
 
 class OpenEntry(NamedTuple):

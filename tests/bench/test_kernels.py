@@ -207,7 +207,7 @@ def test_the_plans_hold_the_shapes_that_targets_are_stated_for() -> None:
     processor, cuda = plans.processor(False), plans.cuda(False)
     assert cuda.dtype == torch.bfloat16
     assert len(processor.entries) == 2 + 1 + 1 + 6 + 4
-    assert len(cuda.entries) == 5 + 1 + 1 + 6 + 1 + 2
+    assert len(cuda.entries) == 5 + 1 + 1 + 6 + 1 + 2 + 3
     meters: dict[str, Any] = {"cpu": PROCESSOR, "cuda": CUDA}
     assert {plan.device.type for plan in (processor, cuda)} == set(meters)
 

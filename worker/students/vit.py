@@ -13,7 +13,7 @@ from app.recipe.students.shapes import feed_forward_width, vit_attention
 from worker.students.heads import HEADS
 from worker.students.layers.activations import ACTIVATIONS
 from worker.students.layers.attentions import ATTENTIONS, NO_MASK, AttentionMask
-from worker.students.layers.norms import TOKEN_NORMS, normalise
+from worker.students.layers.norms import TOKEN_NORMS, add_and_normalise, normalise
 
 INIT_STD = 0.02
 
@@ -36,8 +36,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: AttentionMask = NO_MASK) -> Tensor:
         """Floating (N, S, D) to the same shape."""
-        x = x + self.attention(normalise(self.norm1, x, mask.tokens), mask)
-        out: Tensor = x + self.feed_forward(normalise(self.norm2, x, mask.tokens))
+        attended = self.attention(normalise(self.norm1, x, mask.tokens), mask)
+        x, normal = add_and_normalise(self.norm2, x, attended, mask.tokens)
+        out: Tensor = x + self.feed_forward(normal)
         return out
 
 

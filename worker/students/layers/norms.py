@@ -17,6 +17,8 @@ from app.recipe.students.layers import (
     RmsNorm,
     UnifiedNorm,
 )
+from worker.kernels import token_norms
+from worker.kernels.token_norms import NormWeights
 from worker.students.layers.deviation_norms import BatchDeviationNorm, MeanDeviationNorm
 from worker.students.layers.power_norm import QuadraticNorm
 from worker.students.layers.registry import LayerRegistry
@@ -106,6 +108,28 @@ def normalise(norm: nn.Module, x: Tensor, real: Tensor | None = None) -> Tensor:
     are no padding, by which the statistics of a batch are computed; none: all."""
     normalised: Tensor = norm(x, real) if isinstance(norm, QuadraticNorm | WindowNorm) else norm(x)
     return normalised
+
+
+def add_and_normalise(norm: nn.Module, x: Tensor, added: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x + added, and its norm as by `normalise`: both (N, S, D), from floating tokens (N, S, D) of one dtype."""
+    weights = fused_weights(norm)
+    if weights is not None and x.is_cuda:
+        return token_norms.add_and_normalise(x, added, weights)
+    total = x + added
+    return total, normalise(norm, total, real)
+
+
+def fused_weights(norm: nn.Module) -> NormWeights | None:
+    """The weights of a norm that a kernel computes; none: there is no kernel for it, or its output is recorded."""
+    if norm._forward_hooks or norm._forward_pre_hooks:
+        return None
+    if isinstance(norm, nn.LayerNorm):
+        return NormWeights("layer", norm.weight, norm.bias, norm.eps)
+    if isinstance(norm, CompressedRmsNorm):
+        return NormWeights("crms", norm.weight, None, norm.eps)
+    if isinstance(norm, RootMeanSquareNorm) and norm.inside and norm.averaged == len(norm.weight):
+        return NormWeights("rms", norm.weight, None, norm.eps)
+    return None
 
 
 class BatchNorm2d(nn.BatchNorm2d):
