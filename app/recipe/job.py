@@ -164,7 +164,7 @@ class EvaluationSpec(Spec):
     such as `{accuracy: 0.5}`: a minimum for shares and correlations, a maximum for errors. A teacher that does not meet
     them ends the job (`weak_teacher`). None: there is only a warning about a teacher that is hardly better than
     none."""
-    diagnostics: list[Diagnostic] = Field(default=[], max_length=8)
+    diagnostics: list[Diagnostic] = Field(default=[], max_length=16)
     """Analyses of the exported student beyond these metrics, for the report: figures, tables and pictures."""
 
 

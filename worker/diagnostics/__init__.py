@@ -15,6 +15,7 @@ from app.recipe import diagnostics as spec
 from app.recipe.diagnostics import DiagnosticSpec, parts_of
 from worker.data.batches import Batch
 from worker.data.randomness import generator
+from worker.diagnostics.activation_moments import ActivationMomentsAnalysis
 from worker.diagnostics.anomaly_maps import AnomalyMapsAnalysis
 from worker.diagnostics.base import DiagnosticAnalysis, DiagnosticInputs, DiagnosticResult, HeldOutPart, NotComputable
 from worker.diagnostics.calibration import CalibrationAnalysis
@@ -38,6 +39,7 @@ ANALYSES: dict[type[DiagnosticSpec], Callable[[Any], DiagnosticAnalysis]] = {
     spec.LossLandscape: LossLandscapeAnalysis,
     spec.LinearEvaluation: LinearEvaluationAnalysis,
     spec.WideDeep: WideDeepAnalysis,
+    spec.ActivationMoments: ActivationMomentsAnalysis,
 }
 """Analyses by the class of their spec."""
 NOT_COMPUTED, IN_DOUBT = "diagnostic_not_computed", "diagnostic_in_doubt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from app.recipe.base import OneOf
+from app.recipe.diagnostics.activation_moments import ActivationMoments
 from app.recipe.diagnostics.anomaly_maps import AnomalyMaps
 from app.recipe.diagnostics.base import DiagnosticSpec
 from app.recipe.diagnostics.calibration import Calibration
@@ -16,6 +17,7 @@ from app.recipe.diagnostics.robustness import Robustness
 
 __all__ = [
     "DIAGNOSTICS",
+    "ActivationMoments",
     "AnomalyMaps",
     "Calibration",
     "DecisionBoundary",
@@ -39,6 +41,7 @@ DIAGNOSTICS: tuple[type[DiagnosticSpec], ...] = (
     LossLandscape,
     LinearEvaluation,
     WideDeep,
+    ActivationMoments,
     AnomalyMaps,
 )
 """All kinds."""

@@ -14,7 +14,7 @@ from app.recipe.methods import Method
 from app.recipe.optimizers import Optimizer, Schedule
 from app.recipe.students.architectures import Student
 from app.recipe.students.heads import Head
-from app.recipe.students.layers import Activation, Attention, Norm
+from app.recipe.students.layers import Attention, MlpActivation, Norm
 from app.recipe.students.quantisation import Quantisation
 from app.recipe.teachers.cache import TeacherCache
 from tests.app.conftest import Api
@@ -25,7 +25,7 @@ UNIONS = {
     "schedules": Schedule,
     "students": Student,
     "norms": Norm,
-    "activations": Activation,
+    "activations": MlpActivation,
     "attentions": Attention,
     "heads": Head,
     "quantisations": Quantisation,
