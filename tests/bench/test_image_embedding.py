@@ -8,15 +8,16 @@ from bench import image_embedding as bench
 from bench.quality import DIGITS, Size
 
 TINY = Size(train=40, shrink=1, teacher_epochs=1, epochs=2, seeds=2)
+UNSEEN = 5
 
 
 def test_every_row_is_a_job_that_the_contract_accepts() -> None:
     for row, losses in bench.LOSSES.items():
-        job = JobSpec.model_validate(bench.job_of(losses, TINY, 1, row))
+        job = JobSpec.model_validate(bench.job_of(losses, TINY, UNSEEN, 1, row))
         assert not find_problems(job), row
         assert [term.kind for term in job.recipe.losses] == [loss["kind"] for loss in losses]
         assert bool(job.all_teachers) == any(term.needs_teacher for term in job.recipe.losses)
-    by_class = JobSpec.model_validate(bench.job_of([bench.NORMFACE], TINY, 1, bench.BY_CLASS))
+    by_class = JobSpec.model_validate(bench.job_of([bench.NORMFACE], TINY, UNSEEN, 1, bench.BY_CLASS))
     assert by_class.recipe.samples_per_class == 8
 
 

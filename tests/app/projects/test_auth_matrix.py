@@ -22,6 +22,7 @@ READING_POSTS = {"/v1/jobs/validate", "/v1/recommendations"}
 BODIES: dict[tuple[str, str], Any] = {
     ("PATCH", "/v1/jobs/{job_id}"): {"priority": 1},
     ("POST", "/v1/models/{model_id}/extract"): {"row": 0},
+    ("POST", "/v1/models/{model_id}/diagnostics"): {"data": {"train": "file_a"}, "evaluation": {}},
 }
 """Bodies without which a request is refused before anybody looks for the thing that it is about."""
 

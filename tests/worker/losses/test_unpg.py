@@ -98,7 +98,7 @@ def test_limits_count_as_inside() -> None:
 def test_memory_is_that_of_some_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as many rows take little more than twice the memory beside that of the part, not four times; all pairs
     would take it."""
-    monkeypatch.setattr(unpg, "AT_ONCE", 2**13)
+    monkeypatch.setattr(unpg, "AT_ONCE", 2**12)
 
     def peak(rows: int) -> tuple[int, int]:
         term, inputs = term_of(SPECS[0]), draw(rows)
@@ -107,7 +107,7 @@ def test_memory_is_that_of_some_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
         alone = peak_bytes(lambda: step(term(inputs)))
         return alone, peak_bytes(lambda: step(of_all_pairs(SPECS[0], term.vectors.weight, inputs)))
 
-    (few, few_whole), (many, many_whole) = peak(512), peak(1024)
+    (few, few_whole), (many, many_whole) = peak(256), peak(512)
     assert many < 2.5 * few
     assert many < 0.05 * many_whole
     assert many_whole > 3.5 * few_whole
