@@ -107,7 +107,7 @@ def test_positions_without_weights_are_sines_and_cosines() -> None:
     assert_close(found, torch.stack(expected, -1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [PowerNorm(warmup_steps=1), UnifiedNorm(warmup_steps=1)], ids=str)
+@pytest.mark.parametrize("norm", [PowerNorm(warmup_steps=1), UnifiedNorm(warmup_steps=1)], ids=["power", "unified"])
 def test_norms_by_the_statistics_of_a_batch_leave_padding_out_in_training(norm: PowerNorm | UnifiedNorm) -> None:
     torch.manual_seed(0)
     network = build(described(SoftmaxAttention()).model_copy(update={"norm": norm}), TEXT, OUTPUTS).train()
