@@ -26,7 +26,7 @@ from worker.outputs import HiddenStates
 from worker.tensors import RowIndex, at_least_float32
 
 COPIES = 3
-"""Copies of a teacher's logits of a chunk in float32: logits, log-probabilities and probabilities."""
+"""Bound on the copies of a teacher's logits of a chunk in float32: logits, log-probabilities and probabilities."""
 
 
 def log_counts(codes: Tensor, number: int) -> Tensor:
@@ -56,7 +56,7 @@ def code_mass(log_p: Tensor, codes: Tensor, number: int) -> CodeMass:
     p = log_p.exp()
     sums = p.new_zeros(len(p), number).index_add_(1, codes, p)
     logs, least = sums.log(), torch.finfo(p.dtype).min
-    of_tokens = p.mul_(log_p.clamp(min=least)).sum(-1)
+    of_tokens = p.mul_(log_p).nan_to_num_(nan=0.0).sum(-1)  # 0 times -inf; of NaN logits the sums are NaN, too
     return CodeMass(logs, (sums * logs.clamp(min=least)).sum(-1) - of_tokens)
 
 
